@@ -1,0 +1,6 @@
+//! What the pageserver and its clients agree on: the key space, the values stored under the keys,
+//! layer file names, pagestream messages and the models of the HTTP API.
+
+pub mod key;
+pub mod reltag;
+pub mod value;

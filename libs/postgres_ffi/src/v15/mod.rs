@@ -1,0 +1,8 @@
+//! PostgreSQL 15.
+
+pub mod record;
+
+/// Size of a data page and of a WAL page in bytes.
+pub const BLCKSZ: usize = 8192;
+/// Default size of a WAL segment in bytes.
+pub const WAL_SEGMENT_SIZE: usize = 16 * 1024 * 1024;
