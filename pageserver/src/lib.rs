@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The pageserver: turns WAL into layer files and answers reads of any page at any retained LSN.
+
+pub mod layers;
+pub mod timeline;

@@ -1,0 +1,27 @@
+//! From what the layers hold of a key to the value: the last step of every read.
+
+use bytes::Bytes;
+use pageserver_api::key::Key;
+use pageserver_api::value::WalRecord;
+use utils::lsn::Lsn;
+
+use super::store::ReadError;
+
+/// The value of `key` at `lsn` from its newest image, if any, and the records after it, ascending.
+///
+/// Neither image nor records: the key has no value at that LSN.
+pub fn reconstruct(
+    key: Key,
+    lsn: Lsn,
+    base: Option<Bytes>,
+    records: &[(Lsn, WalRecord)],
+) -> Result<Option<Bytes>, ReadError> {
+    if records.is_empty() {
+        return Ok(base);
+    }
+    Err(ReadError::Redo {
+        key,
+        lsn,
+        source: "WAL redo is not linked in yet".into(),
+    })
+}
