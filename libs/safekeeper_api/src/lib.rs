@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What safekeepers and their clients agree on: consensus messages and HTTP models.
+
+pub mod timeline_info;

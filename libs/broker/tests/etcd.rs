@@ -1,0 +1,136 @@
+//! Publishing and watching through a real etcd.
+
+#![allow(clippy::unwrap_used)] // The helpers of a test may panic as the test itself may.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use broker::{Broker, BrokerConfig, Subscription, TimelineInfoKey, Update};
+use safekeeper_api::timeline_info::SkTimelineInfo;
+use utils::id::{NodeId, TenantId, TenantTimelineId, TimelineId};
+use utils::lsn::Lsn;
+
+struct Etcd {
+    process: Child,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Etcd {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let process = Self::spawn(&dir, port);
+        Etcd { process, port, dir }
+    }
+
+    fn spawn(dir: &tempfile::TempDir, port: u16) -> Child {
+        let url = format!("http://127.0.0.1:{port}");
+        Command::new("etcd")
+            .arg(format!("--data-dir={}", dir.path().display()))
+            .arg(format!("--listen-client-urls={url}"))
+            .arg(format!("--advertise-client-urls={url}"))
+            .arg(format!("--listen-peer-urls=http://127.0.0.1:{}", free_port()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd is installed")
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    async fn broker(&self) -> Broker {
+        let endpoints = vec![format!("http://127.0.0.1:{}/", self.port)];
+        Broker::connect(&BrokerConfig {
+            endpoints,
+            prefix: "neon".to_owned(),
+        })
+        .await
+        .unwrap()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn info(commit: u64) -> SkTimelineInfo {
+    SkTimelineInfo {
+        commit_lsn: Lsn(commit),
+        ..Default::default()
+    }
+}
+
+async fn publish_until_ok(publisher: &mut broker::Publisher, key: TimelineInfoKey, info: &SkTimelineInfo) {
+    let tries = async {
+        while publisher.publish(key, info).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), tries)
+        .await
+        .expect("etcd answers");
+}
+
+async fn next(subscription: &mut Subscription) -> Update {
+    tokio::time::timeout(Duration::from_secs(30), subscription.next())
+        .await
+        .expect("an update comes")
+}
+
+#[tokio::test]
+async fn what_is_published_arrives_also_after_etcd_was_away() {
+    let mut etcd = Etcd::start();
+    let broker = etcd.broker().await;
+    let mut publisher = broker.publisher();
+    let timeline = TenantTimelineId::new(TenantId::generate(), TimelineId::generate());
+    let other = TenantTimelineId::new(TenantId::generate(), TimelineId::generate());
+    let key = TimelineInfoKey {
+        timeline,
+        node: NodeId(1),
+    };
+    publish_until_ok(&mut publisher, key, &info(1)).await;
+    publish_until_ok(
+        &mut publisher,
+        TimelineInfoKey {
+            timeline: other,
+            node: NodeId(1),
+        },
+        &info(9),
+    )
+    .await;
+
+    let mut subscription = broker.subscribe_timeline(timeline);
+    assert_eq!(next(&mut subscription).await, Update { key, info: info(1) });
+    publisher.publish(key, &info(2)).await.unwrap();
+    assert_eq!(next(&mut subscription).await, Update { key, info: info(2) });
+    let mut all = broker.subscribe_all();
+    let seen = [
+        next(&mut all).await.key.timeline,
+        next(&mut all).await.key.timeline,
+    ];
+    assert!(seen.contains(&timeline) && seen.contains(&other));
+
+    etcd.kill();
+    assert!(publisher.publish(key, &info(3)).await.is_err());
+    etcd.process = Etcd::spawn(&etcd.dir, etcd.port);
+    publish_until_ok(&mut publisher, key, &info(4)).await;
+    let arrived = async { while next(&mut subscription).await.info != info(4) {} };
+    tokio::time::timeout(Duration::from_secs(30), arrived)
+        .await
+        .expect("the watch came back");
+}
