@@ -1,3 +1,4 @@
 //! What safekeepers and their clients agree on: consensus messages and HTTP models.
 
+pub mod protocol;
 pub mod timeline_info;
