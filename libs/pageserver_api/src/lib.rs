@@ -2,5 +2,7 @@
 //! layer file names, pagestream messages and the models of the HTTP API.
 
 pub mod key;
+pub mod layer_name;
 pub mod reltag;
+pub mod tenant_config;
 pub mod value;
