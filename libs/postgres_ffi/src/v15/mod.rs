@@ -1,6 +1,10 @@
 //! PostgreSQL 15.
 
+pub mod decode;
+pub mod image;
+pub mod page;
 pub mod record;
+pub mod rmgr;
 
 /// Size of a data page and of a WAL page in bytes.
 pub const BLCKSZ: usize = 8192;

@@ -1,6 +1,7 @@
 //! A WAL record taken apart: header, block references, main data.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use utils::lsn::Lsn;
 
 /// `XLogRecord` (`access/xlogrecord.h`), 24 bytes.
@@ -72,13 +73,16 @@ pub struct Block {
     pub data: Bytes,
 }
 
+/// Block references of a record. Most records have one or two, which need no allocation.
+pub type Blocks = SmallVec<[Block; 2]>;
+
 /// A decoded record. Byte strings share memory with the record they came from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DecodedRecord {
     /// Header.
     pub header: RecordHeader,
     /// Block references in the order of their ids.
-    pub blocks: Vec<Block>,
+    pub blocks: Blocks,
     /// Main data (`XLogRecGetData`).
     pub main_data: Bytes,
     /// Replication origin, 0 if none.
