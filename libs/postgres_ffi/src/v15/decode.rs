@@ -10,8 +10,8 @@
 use bytes::Bytes;
 use utils::lsn::Lsn;
 
-use super::BLCKSZ;
-use super::record::{Block, BlockImage, Blocks, DecodedRecord, ImageCompression, RecordHeader};
+use super::record::{Block, BlockImage, DecodedRecord, RecordHeader};
+use super::record_ref::RecordRef;
 use crate::cursor::{Cursor, Truncated};
 
 /// Highest block reference number (`XLR_MAX_BLOCK_ID`).
@@ -47,7 +47,8 @@ pub const BKPIMAGE_COMPRESS_LZ4: u8 = 0x08;
 /// The image is compressed with Zstandard.
 pub const BKPIMAGE_COMPRESS_ZSTD: u8 = 0x10;
 
-const BKPIMAGE_COMPRESS_MASK: u8 = BKPIMAGE_COMPRESS_PGLZ | BKPIMAGE_COMPRESS_LZ4 | BKPIMAGE_COMPRESS_ZSTD;
+pub(super) const BKPIMAGE_COMPRESS_MASK: u8 =
+    BKPIMAGE_COMPRESS_PGLZ | BKPIMAGE_COMPRESS_LZ4 | BKPIMAGE_COMPRESS_ZSTD;
 
 /// The bytes are not a WAL record.
 #[derive(Debug, Clone, Copy, Eq, PartialEq, thiserror::Error)]
@@ -139,184 +140,32 @@ pub fn check_crc(record: &[u8]) -> Result<(), DecodeError> {
 ///
 /// The byte strings of the result share memory with `record`.
 pub fn decode_record(record: Bytes) -> Result<DecodedRecord, DecodeError> {
-    let header = RecordHeader::decode(&record)?;
-    if header.total_len as usize != record.len() {
-        return Err(DecodeError::Length {
-            stated: header.total_len,
-            got: record.len(),
-        });
-    }
-    let mut headers = Headers::default();
-    let mut input = Cursor::new(&record[RecordHeader::LEN..]);
-    headers.read(&mut input)?;
-    if headers.payload_len != input.left() {
-        return Err(DecodeError::Payload {
-            stated: headers.payload_len,
-            got: input.left(),
-        });
-    }
-    let mut at = record.len() - input.left();
-    let mut take = |len: usize| {
-        if len == 0 {
-            return Bytes::new();
-        }
-        at += len;
-        record.slice(at - len..at)
-    };
-    for (block, sizes) in headers.blocks.iter_mut().zip(&headers.sizes) {
-        if let Some(image) = &mut block.image {
-            image.data = take(sizes.image.into());
-        }
-        block.data = take(sizes.data.into());
-    }
-    let main_data = take(headers.main_len);
-    Ok(DecodedRecord {
-        header,
-        blocks: headers.blocks,
-        main_data,
-        origin_id: headers.origin_id,
-        toplevel_xid: headers.toplevel_xid,
-    })
-}
-
-/// Payload of one block in bytes.
-#[derive(Clone, Copy, Default)]
-struct Sizes {
-    image: u16,
-    data: u16,
-}
-
-/// What the fragment headers say.
-#[derive(Default)]
-struct Headers {
-    /// References with their byte strings still empty.
-    blocks: Blocks,
-    /// Payload lengths of `blocks`.
-    sizes: smallvec::SmallVec<[Sizes; 4]>,
-    main_len: usize,
-    /// Sum of all payload lengths.
-    payload_len: usize,
-    origin_id: u16,
-    toplevel_xid: Option<u32>,
-}
-
-impl Headers {
-    fn read(&mut self, input: &mut Cursor<'_>) -> Result<(), DecodeError> {
-        // The header of the main data is the last one; a record without main data ends its headers
-        // where the rest is as long as the payload announced.
-        while input.left() > self.payload_len {
-            match input.u8()? {
-                XLR_BLOCK_ID_DATA_SHORT => {
-                    self.main_len = input.u8()?.into();
-                    self.payload_len += self.main_len;
-                    break;
-                }
-                XLR_BLOCK_ID_DATA_LONG => {
-                    self.main_len = input.u32()? as usize;
-                    self.payload_len += self.main_len;
-                    break;
-                }
-                XLR_BLOCK_ID_ORIGIN => self.origin_id = input.u16()?,
-                XLR_BLOCK_ID_TOPLEVEL_XID => {
-                    self.toplevel_xid = Some(input.u32()?).filter(|xid| *xid != 0);
-                }
-                id @ 0..=XLR_MAX_BLOCK_ID => self.read_block(id, input)?,
-                id => return Err(DecodeError::UnknownBlockId(id)),
-            }
-        }
-        Ok(())
-    }
-
-    fn read_block(&mut self, id: u8, input: &mut Cursor<'_>) -> Result<(), DecodeError> {
-        let previous = self.blocks.last();
-        if previous.is_some_and(|previous| previous.id >= id) {
-            return Err(DecodeError::BlockOrder(id));
-        }
-        let flags = input.u8()?;
-        let data_len = input.u16()?;
-        if (flags & BKPBLOCK_HAS_DATA != 0) != (data_len != 0) {
-            return Err(DecodeError::DataFlag { id, len: data_len });
-        }
-        let (image, image_len) = if flags & BKPBLOCK_HAS_IMAGE != 0 {
-            let (image, len) = read_image(id, input)?;
-            (Some(image), len)
-        } else {
-            (None, 0)
-        };
-        let (spcnode, dbnode, relnode) = if flags & BKPBLOCK_SAME_REL != 0 {
-            let previous = previous.ok_or(DecodeError::NoRelation(id))?;
-            (previous.spcnode, previous.dbnode, previous.relnode)
-        } else {
-            (input.u32()?, input.u32()?, input.u32()?)
-        };
-        let block = Block {
-            id,
-            spcnode,
-            dbnode,
-            relnode,
-            forknum: flags & BKPBLOCK_FORK_MASK,
-            blkno: input.u32()?,
-            will_init: flags & BKPBLOCK_WILL_INIT != 0,
-            image,
-            data: Bytes::new(),
-        };
-        self.blocks.push(block);
-        self.sizes.push(Sizes {
-            image: image_len,
-            data: data_len,
-        });
-        self.payload_len += usize::from(image_len) + usize::from(data_len);
-        Ok(())
-    }
-}
-
-/// Reads the header of an image; gives the image without its bytes, and their number.
-fn read_image(id: u8, input: &mut Cursor<'_>) -> Result<(BlockImage, u16), DecodeError> {
-    const PAGE_LEN: u16 = BLCKSZ as u16;
-    let len = input.u16()?;
-    let hole_offset = input.u16()?;
-    let flags = input.u8()?;
-    let has_hole = flags & BKPIMAGE_HAS_HOLE != 0;
-    let compression = match flags & BKPIMAGE_COMPRESS_MASK {
-        0 => Some(ImageCompression::None),
-        BKPIMAGE_COMPRESS_PGLZ => Some(ImageCompression::Pglz),
-        BKPIMAGE_COMPRESS_LZ4 => Some(ImageCompression::Lz4),
-        BKPIMAGE_COMPRESS_ZSTD => Some(ImageCompression::Zstd),
-        _ => None,
-    };
-    let compressed = compression != Some(ImageCompression::None);
-    let hole_length = match (compressed, has_hole) {
-        (true, true) => input.u16()?,
-        (true, false) => 0,
-        (false, _) => PAGE_LEN.saturating_sub(len),
-    };
-    let hole_agrees = if has_hole {
-        hole_offset != 0 && hole_length != 0
-    } else {
-        hole_offset == 0 && hole_length == 0
-    };
-    let in_page = u32::from(hole_offset) + u32::from(hole_length) <= u32::from(PAGE_LEN);
-    // Compression that gains nothing is not used; an image without a hole and compression is a page.
-    let len_agrees = len < PAGE_LEN || (len == PAGE_LEN && !compressed && !has_hole);
-    match compression {
-        Some(compression) if hole_agrees && in_page && len_agrees => {
-            let image = BlockImage {
-                data: Bytes::new(),
-                compression,
-                hole_offset,
-                hole_length,
-                apply: flags & BKPIMAGE_APPLY != 0,
-            };
-            Ok((image, len))
-        }
-        _ => Err(DecodeError::Image {
-            id,
-            len,
-            hole_offset,
-            hole_length,
-            flags,
+    let parsed = RecordRef::parse(&record)?;
+    let share = |part: &[u8]| record.slice_ref(part);
+    let blocks = parsed.blocks.iter().map(|block| Block {
+        id: block.id,
+        spcnode: block.spcnode,
+        dbnode: block.dbnode,
+        relnode: block.relnode,
+        forknum: block.forknum,
+        blkno: block.blkno,
+        will_init: block.will_init,
+        image: block.image.map(|image| BlockImage {
+            data: share(image.data),
+            compression: image.compression,
+            hole_offset: image.hole_offset,
+            hole_length: image.hole_length,
+            apply: image.apply,
         }),
-    }
+        data: share(block.data),
+    });
+    Ok(DecodedRecord {
+        header: parsed.header,
+        blocks: blocks.collect(),
+        main_data: share(parsed.main_data),
+        origin_id: parsed.origin_id,
+        toplevel_xid: parsed.toplevel_xid,
+    })
 }
 
 impl RecordHeader {

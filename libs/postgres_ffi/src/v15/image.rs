@@ -6,6 +6,7 @@ use zstd::zstd_safe::DCtx;
 
 use super::BLCKSZ;
 use super::record::{BlockImage, ImageCompression};
+use super::record_ref::ImageRef;
 use crate::pglz::{self, PglzError};
 
 /// An image cannot be turned into a page.
@@ -45,6 +46,18 @@ thread_local! {
 
 /// Writes the page that `image` stands for to `page` (`RestoreBlockImage`). `page` is unspecified after an error.
 pub fn restore(image: &BlockImage, page: &mut [u8; BLCKSZ]) -> Result<(), ImageError> {
+    let image = ImageRef {
+        data: &image.data,
+        compression: image.compression,
+        hole_offset: image.hole_offset,
+        hole_length: image.hole_length,
+        apply: image.apply,
+    };
+    restore_ref(&image, page)
+}
+
+/// The same for an image that was not copied out of its record.
+pub fn restore_ref(image: &ImageRef<'_>, page: &mut [u8; BLCKSZ]) -> Result<(), ImageError> {
     let hole_start = usize::from(image.hole_offset);
     let hole_len = usize::from(image.hole_length);
     let hole_end = hole_start + hole_len;
@@ -73,18 +86,18 @@ pub fn restore(image: &BlockImage, page: &mut [u8; BLCKSZ]) -> Result<(), ImageE
     Ok(())
 }
 
-fn decompress(image: &BlockImage, out: &mut [u8]) -> Result<(), ImageError> {
+fn decompress(image: &ImageRef<'_>, out: &mut [u8]) -> Result<(), ImageError> {
     let want = out.len();
     let got = match image.compression {
         ImageCompression::None => unreachable!("the caller copies what is not compressed"),
         ImageCompression::Pglz => {
-            pglz::decompress(&image.data, out)?;
+            pglz::decompress(image.data, out)?;
             want
         }
-        ImageCompression::Lz4 => lz4_flex::block::decompress_into(&image.data, out)
+        ImageCompression::Lz4 => lz4_flex::block::decompress_into(image.data, out)
             .map_err(|error| ImageError::Lz4(error.to_string()))?,
         ImageCompression::Zstd => ZSTD
-            .with_borrow_mut(|context| context.decompress(out, &image.data))
+            .with_borrow_mut(|context| context.decompress(out, image.data))
             .map_err(|code| ImageError::Zstd(zstd::zstd_safe::get_error_name(code)))?,
     };
     if got == want {

@@ -4,6 +4,7 @@ pub mod decode;
 pub mod image;
 pub mod page;
 pub mod record;
+pub mod record_ref;
 pub mod rmgr;
 
 /// Size of a data page and of a WAL page in bytes.

@@ -32,7 +32,7 @@ fn every_fragment() {
     let decoded = decode(&[
         &[0, 0x60, 3, 0],
         REL,
-        &[9, 0, 0, 0],                       // block 0: data, will init
+        &[9, 0, 0, 0],                      // block 0: data, will init
         &[2, 0x92, 0, 0, 4, 0, 2, 0, 0x03], // block 2: image with hole, same relation, fork 2
         &[1, 0, 0, 0],
         &[253, 0x34, 0x12],
