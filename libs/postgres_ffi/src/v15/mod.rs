@@ -6,6 +6,8 @@ pub mod page;
 pub mod record;
 pub mod record_ref;
 pub mod rmgr;
+pub mod stream;
+pub mod wal_page;
 
 /// Size of a data page and of a WAL page in bytes.
 pub const BLCKSZ: usize = 8192;

@@ -1,0 +1,197 @@
+//! Records out of a stream of WAL bytes, in whatever pieces it arrives. No IO.
+//!
+//! A stream starts at a record boundary: any multiple of 8 where a record may start, or the start of a
+//! page, where a page header comes first. Page headers, record headers, back links and (where
+//! asked for) checksums are verified; after an error the stream cannot go on, and the error is
+//! repeated.
+//!
+//! Positions of a record, as PostgreSQL has them: the *start* is its first byte, behind a page header if
+//! there is one; the *end* is the next multiple of 8, or the end of the segment for a segment switch.
+//! The end is what redo leaves as `pd_lsn`; it may be the start of a page. A record is reported only
+//! when all bytes up to its end, padding included, were seen.
+//!
+//! Two users of one scanner: [`WalStreamDecoder`] gives the records, [`RecordEnds`] only says where
+//! they end, and keeps no WAL.
+
+mod record_ends;
+mod scanner;
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes, BytesMut};
+use utils::lsn::Lsn;
+
+pub use self::record_ends::{Checksums, RecordEnds};
+use self::scanner::{Outcome, Scanner};
+use super::WAL_SEGMENT_SIZE;
+use super::decode::{DecodeError, check_crc};
+use super::wal_page::PageHeaderError;
+
+/// The bytes are not the WAL that has to stand at this position.
+#[derive(Debug, Clone, Copy, Eq, PartialEq, thiserror::Error)]
+pub enum StreamError {
+    /// No record can start there.
+    #[error("{0} is not a position where a WAL record may start")]
+    Start(Lsn),
+    /// The page header is wrong.
+    #[error("WAL page at {page}: {problem}")]
+    PageHeader {
+        /// Start of the page.
+        page: Lsn,
+        /// What is wrong.
+        problem: PageHeaderError,
+    },
+    /// The page does not go on with the record that runs over its start, or goes on with one where none should.
+    #[error("WAL page at {page} continues a record with {got} bytes to come, expected {want}")]
+    Continuation {
+        /// Start of the page.
+        page: Lsn,
+        /// Bytes of the record that are missing, 0 at a record boundary.
+        want: u32,
+        /// What the page says, 0 if it says that it continues no record.
+        got: u32,
+    },
+    /// The length is less than a header's, or beyond what PostgreSQL can write. 0 is what comes behind
+    /// the end of valid WAL.
+    #[error("WAL record at {start} has length {len}")]
+    Length {
+        /// Start of the record.
+        start: Lsn,
+        /// `xl_tot_len` in bytes.
+        len: u32,
+    },
+    /// No resource manager has this number.
+    #[error("WAL record at {start} has unknown resource manager {rmid}")]
+    ResourceManager {
+        /// Start of the record.
+        start: Lsn,
+        /// Its number.
+        rmid: u8,
+    },
+    /// The record does not point back to the one before it.
+    #[error("WAL record at {start} points back to {got}{}", .want.map(|want| format!(", the record before is at {want}")).unwrap_or_default())]
+    BackLink {
+        /// Start of the record.
+        start: Lsn,
+        /// Start of the record before; `None` at the start of the stream, where any smaller position will do.
+        want: Option<Lsn>,
+        /// `xl_prev`.
+        got: Lsn,
+    },
+    /// The checksum is wrong.
+    #[error("WAL record at {start}: {problem}")]
+    Crc {
+        /// Start of the record.
+        start: Lsn,
+        /// What is wrong.
+        problem: DecodeError,
+    },
+}
+
+/// Cuts a stream of WAL into records, checksums verified.
+///
+/// A record that lies within one page and one fed piece shares memory with the piece and keeps all of
+/// it alive; others are put together.
+#[derive(Debug)]
+pub struct WalStreamDecoder {
+    scanner: Scanner,
+    /// What was fed and not looked at yet.
+    input: VecDeque<Bytes>,
+    /// The record being put together, without page headers and padding.
+    partial: BytesMut,
+    last_start: Lsn,
+    last_end: Lsn,
+    failure: Option<StreamError>,
+}
+
+impl WalStreamDecoder {
+    /// A decoder for WAL from `start` on, in segments of 16 MiB.
+    pub fn new(start: Lsn) -> Self {
+        Self::with_segment_size(start, WAL_SEGMENT_SIZE)
+    }
+
+    /// A decoder for WAL from `start` on. The segment size in bytes must be a power of two of at least a page.
+    pub fn with_segment_size(start: Lsn, segment_size: usize) -> Self {
+        Self {
+            scanner: Scanner::new(start, segment_size),
+            input: VecDeque::new(),
+            partial: BytesMut::new(),
+            last_start: start,
+            last_end: start,
+            failure: None,
+        }
+    }
+
+    /// Takes the next bytes of the stream, by copy.
+    pub fn feed(&mut self, wal: &[u8]) {
+        self.feed_bytes(Bytes::copy_from_slice(wal));
+    }
+
+    /// Takes the next bytes of the stream.
+    pub fn feed_bytes(&mut self, wal: Bytes) {
+        if !wal.is_empty() {
+            self.input.push_back(wal);
+        }
+    }
+
+    /// Position of the byte that is to be fed next.
+    pub fn fed_lsn(&self) -> Lsn {
+        let unread: usize = self.input.iter().map(Bytes::len).sum();
+        Lsn(self.scanner.position().0 + unread as u64)
+    }
+
+    /// End of the record returned last; the start of the stream before the first one.
+    pub fn decoded_lsn(&self) -> Lsn {
+        self.last_end
+    }
+
+    /// Start of the record returned last; the start of the stream before the first one.
+    pub fn record_start(&self) -> Lsn {
+        self.last_start
+    }
+
+    /// The next whole record: its end, and its bytes without page headers. `None` if more must be fed.
+    pub fn next_record(&mut self) -> Result<Option<(Lsn, Bytes)>, StreamError> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let result = self.advance();
+        if let Err(failure) = result {
+            self.failure = Some(failure);
+        }
+        result
+    }
+
+    fn advance(&mut self) -> Result<Option<(Lsn, Bytes)>, StreamError> {
+        while let Some(piece) = self.input.front_mut() {
+            let step = self.scanner.step(piece)?;
+            let record = if step.outcome == Outcome::Done && self.partial.is_empty() {
+                let mut record = piece.split_to(step.consumed);
+                record.truncate(step.data);
+                Some(record)
+            } else {
+                self.partial.extend_from_slice(&piece[..step.data]);
+                piece.advance(step.consumed);
+                (step.outcome == Outcome::Done).then(|| self.partial.split().freeze())
+            };
+            if step.outcome == Outcome::Abandoned {
+                self.partial.clear();
+            }
+            if piece.is_empty() {
+                self.input.pop_front();
+            }
+            if let Some(record) = record {
+                return self.finish(record).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn finish(&mut self, record: Bytes) -> Result<(Lsn, Bytes), StreamError> {
+        let start = self.scanner.last_start();
+        check_crc(&record).map_err(|problem| StreamError::Crc { start, problem })?;
+        self.last_start = start;
+        self.last_end = self.scanner.position();
+        Ok((self.last_end, record))
+    }
+}
