@@ -3,6 +3,7 @@
 //! Everything here is a pure function of bytes: no files, no sockets. Offsets and constants are
 //! checked against the C compiler's view of the installed server headers by a test.
 
+pub mod c_struct;
 pub mod cursor;
 pub mod pglz;
 pub mod v15;

@@ -1,6 +1,9 @@
 //! PostgreSQL 15.
 
+pub mod checkpoint;
+pub mod control_file;
 pub mod decode;
+pub mod encode;
 pub mod image;
 pub mod page;
 pub mod record;
