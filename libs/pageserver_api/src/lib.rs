@@ -3,6 +3,8 @@
 
 pub mod key;
 pub mod layer_name;
+pub mod models;
+pub mod pagestream;
 pub mod reltag;
 pub mod tenant_config;
 pub mod value;
