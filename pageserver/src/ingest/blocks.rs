@@ -25,7 +25,8 @@ pub(super) async fn ingest<S: ReadStore>(
         let image = block.image.as_ref().filter(|image| image.apply);
         if image.is_some() || block.will_init {
             let others = &cx.record.blocks;
-            m.extend_rel(rel, end_of(block.blkno)?, |added| is_made(others, block, added)).await?;
+            m.extend_rel(rel, end_of(block.blkno)?, |added| is_made(others, block, added))
+                .await?;
         }
         match image {
             Some(image) if cx.raw.len() > RECORD_WITH_IMAGE_BYTES_MAX => {
@@ -52,7 +53,9 @@ pub(super) fn block_rel(block: &Block) -> Result<RelTag, IngestFault> {
 /// Size of a relation whose last block is `block`.
 fn end_of(block: u32) -> Result<u32, IngestFault> {
     // PostgreSQL's InvalidBlockNumber is no block, and our size key has its place.
-    block.checked_add(1).ok_or_else(|| IngestFault::malformed("block number 4294967295"))
+    block
+        .checked_add(1)
+        .ok_or_else(|| IngestFault::malformed("block number 4294967295"))
 }
 
 /// Whether the record makes block `number` of the relation that `like` is in.
@@ -92,16 +95,22 @@ fn put_record<S: ReadStore>(
     block: u32,
     will_init: bool,
 ) {
-    m.put_record(rel, block, WalRecord::Postgres { will_init, record: cx.raw.clone() });
+    m.put_record(
+        rel,
+        block,
+        WalRecord::Postgres {
+            will_init,
+            record: cx.raw.clone(),
+        },
+    );
 }
 
 /// The page a full-page image stands for, with the LSN redo gives it. A page of zeros has none.
 fn restore(image: &BlockImage, lsn: Lsn) -> Result<Bytes, IngestFault> {
-    let mut restored = vec![0; BLCKSZ];
-    let whole = restored.as_mut_slice().try_into().expect("it was made a page long");
-    image::restore(image, whole).map_err(IngestFault::malformed)?;
-    if !page::is_new(whole) {
-        page::set_lsn(whole, lsn);
+    let mut restored = Box::new([0; BLCKSZ]);
+    image::restore(image, &mut restored).map_err(IngestFault::malformed)?;
+    if !page::is_new(&restored) {
+        page::set_lsn(&mut restored, lsn);
     }
-    Ok(restored.into())
+    Ok(Bytes::from_owner(restored as Box<[u8]>))
 }

@@ -31,7 +31,8 @@ pub(super) async fn ingest<S: ReadStore>(
             let oldest_xid = body.u32().map_err(IngestFault::malformed)?;
             let oldest_xid_db = body.u32().map_err(IngestFault::malformed)?;
             counters.set_oldest_xid(oldest_xid, oldest_xid_db);
-            m.drop_slru_segments(SlruKind::Clog, |segno| is_before(segno, page)).await?;
+            m.drop_slru_segments(SlruKind::Clog, |segno| is_before(segno, page))
+                .await?;
         }
         _ => {}
     }
@@ -50,7 +51,10 @@ pub(super) async fn zero_slru_page<S: ReadStore>(
 
 /// Whether all transactions of a segment precede those of page `cutoff` (`CLOGPagePrecedes` of its first and last page).
 fn is_before(segno: u32, cutoff: u32) -> bool {
-    let first_of = |page: u32| page.wrapping_mul(XIDS_PER_PAGE).wrapping_add(FIRST_NORMAL_XID + 1);
+    let first_of = |page: u32| {
+        page.wrapping_mul(XIDS_PER_PAGE)
+            .wrapping_add(FIRST_NORMAL_XID + 1)
+    };
     let page_precedes = |page: u32| {
         let (xid, from) = (first_of(page), first_of(cutoff));
         precedes(xid, from) && precedes(xid, from.wrapping_add(XIDS_PER_PAGE - 1))

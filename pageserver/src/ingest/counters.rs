@@ -34,7 +34,10 @@ impl Counters {
             lsn,
             reason: e.to_string(),
         })?;
-        Ok(Counters { checkpoint, changed: false })
+        Ok(Counters {
+            checkpoint,
+            changed: false,
+        })
     }
 
     /// The value of the checkpoint key, if it changed since the last call.
@@ -66,7 +69,11 @@ impl Counters {
             return;
         }
         // Later on the ring, but lower as a number: the ids have wrapped around.
-        let epoch = if xid < next_xid { epoch.wrapping_add(1) } else { epoch };
+        let epoch = if xid < next_xid {
+            epoch.wrapping_add(1)
+        } else {
+            epoch
+        };
         self.update(|c| &mut c.next_xid, u64::from(epoch) << 32 | u64::from(xid));
     }
 
@@ -118,7 +125,11 @@ impl Counters {
     pub(super) fn online_checkpoint(&mut self, raw: &[u8]) -> Result<(), IngestFault> {
         let new = CheckPoint::decode(raw).map_err(IngestFault::malformed)?;
         let old = self.checkpoint;
-        self.checkpoint = CheckPoint { next_oid: old.next_oid, next_xid: old.next_xid.max(new.next_xid), ..new };
+        self.checkpoint = CheckPoint {
+            next_oid: old.next_oid,
+            next_xid: old.next_xid.max(new.next_xid),
+            ..new
+        };
         self.checkpoint.next_multi = old.next_multi;
         self.checkpoint.next_multi_offset = old.next_multi_offset;
         self.changed = true;
@@ -138,7 +149,13 @@ mod tests {
     use super::*;
 
     fn counters(next_xid: u64) -> Counters {
-        Counters { checkpoint: CheckPoint { next_xid, ..Default::default() }, changed: false }
+        Counters {
+            checkpoint: CheckPoint {
+                next_xid,
+                ..Default::default()
+            },
+            changed: false,
+        }
     }
 
     #[test]
@@ -164,10 +181,19 @@ mod tests {
     fn multixacts_and_oids() {
         let mut counters = counters(700);
         counters.advance_past_multi(u32::MAX - 1, 10);
-        assert_eq!(counters.checkpoint.next_multi, 0, "minus one precedes nothing that is one ahead");
+        assert_eq!(
+            counters.checkpoint.next_multi, 0,
+            "minus one precedes nothing that is one ahead"
+        );
         counters.advance_past_multi(5, 10);
         counters.advance_past_multi(3, 4);
-        assert_eq!((counters.checkpoint.next_multi, counters.checkpoint.next_multi_offset), (6, 10));
+        assert_eq!(
+            (
+                counters.checkpoint.next_multi,
+                counters.checkpoint.next_multi_offset
+            ),
+            (6, 10)
+        );
         counters.set_next_oid(30000);
         counters.set_next_oid(16384);
         assert_eq!(counters.checkpoint.next_oid, 16384);
@@ -179,10 +205,19 @@ mod tests {
         counters.set_next_oid(20000);
         counters.advance_past_multi(8, 20);
         counters.set_oldest_xid(600, 5);
-        let record = CheckPoint { next_xid: 690, next_oid: 16384, next_multi: 7, oldest_xid: 550, ..Default::default() };
+        let record = CheckPoint {
+            next_xid: 690,
+            next_oid: 16384,
+            next_multi: 7,
+            oldest_xid: 550,
+            ..Default::default()
+        };
         counters.online_checkpoint(&record.encode()).unwrap();
         let now = counters.checkpoint;
-        assert_eq!((now.next_xid, now.next_oid, now.next_multi, now.oldest_xid), (700, 20000, 9, 600));
+        assert_eq!(
+            (now.next_xid, now.next_oid, now.next_multi, now.oldest_xid),
+            (700, 20000, 9, 600)
+        );
         counters.shutdown_checkpoint(&record.encode()).unwrap();
         assert_eq!(counters.checkpoint, record);
         assert!(counters.online_checkpoint(&[0; 20]).is_err());

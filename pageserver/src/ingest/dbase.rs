@@ -19,7 +19,10 @@ const COPY_PAGES: u32 = 256;
 /// A database as records name it: its OID, then its tablespace's.
 fn read_db(body: &mut Cursor<'_>) -> Result<DbId, Truncated> {
     let dbnode = body.u32()?;
-    Ok(DbId { spcnode: body.u32()?, dbnode })
+    Ok(DbId {
+        spcnode: body.u32()?,
+        dbnode,
+    })
 }
 
 pub(super) async fn ingest<S: ReadStore>(
@@ -29,7 +32,8 @@ pub(super) async fn ingest<S: ReadStore>(
     let mut body = Cursor::new(&cx.record.main_data);
     match cx.record.rmgr_info() {
         rmgr::XLOG_DBASE_CREATE_WAL_LOG => {
-            m.create_database(read_db(&mut body).map_err(IngestFault::malformed)?).await?;
+            m.create_database(read_db(&mut body).map_err(IngestFault::malformed)?)
+                .await?;
         }
         rmgr::XLOG_DBASE_DROP => {
             for db in dropped(&mut body).map_err(IngestFault::malformed)? {
@@ -46,7 +50,10 @@ fn dropped(body: &mut Cursor<'_>) -> Result<Vec<DbId>, Truncated> {
     let dbnode = body.u32()?;
     let count = body.u32()? as usize;
     let spcnodes = body.u32s(count)?;
-    Ok(spcnodes.into_iter().map(|spcnode| DbId { spcnode, dbnode }).collect())
+    Ok(spcnodes
+        .into_iter()
+        .map(|spcnode| DbId { spcnode, dbnode })
+        .collect())
 }
 
 /// `xl_relmap_update`: database, tablespace, length, contents.
@@ -58,10 +65,19 @@ pub(super) async fn ingest_relmap<S: ReadStore>(
     let db = read_db(&mut body).map_err(IngestFault::malformed)?;
     let len = body.u32().map_err(IngestFault::malformed)? as usize;
     if len != RELMAP_LEN || body.left() < RELMAP_LEN {
-        return Err(IngestFault::malformed(format!("relation map of {len} bytes, {} are there", body.left())));
+        return Err(IngestFault::malformed(format!(
+            "relation map of {len} bytes, {} are there",
+            body.left()
+        )));
     }
     let map = cx.record.main_data.slice_ref(&body.rest()[..RELMAP_LEN]);
     Ok(m.put_relmap(db, map).await?)
+}
+
+/// `xl_dbase_create_file_copy_rec`: the new database, then its template.
+fn copied(raw: &[u8]) -> Result<(DbId, DbId), Truncated> {
+    let mut body = Cursor::new(raw);
+    Ok((read_db(&mut body)?, read_db(&mut body)?))
 }
 
 impl<W: WriteStore> WalIngest<W> {
@@ -72,11 +88,7 @@ impl<W: WriteStore> WalIngest<W> {
         lsn: Lsn,
         record: &DecodedRecord,
     ) -> Result<(), IngestFault> {
-        let (to, from) = (|| {
-            let mut body = Cursor::new(&record.main_data);
-            Ok((read_db(&mut body)?, read_db(&mut body)?))
-        })()
-        .map_err(IngestFault::malformed::<Truncated>)?;
+        let (to, from) = copied(&record.main_data).map_err(IngestFault::malformed)?;
         let mut m = Modification::new(self.writer.reader(), &mut self.cache, &mut self.batch, lsn);
         m.drop_database(to).await?;
         match pgdatadir::relmap(self.writer.reader(), from, lsn).await? {
@@ -87,7 +99,11 @@ impl<W: WriteStore> WalIngest<W> {
         let rels = pgdatadir::list_rels(self.writer.reader(), from, lsn).await?;
         let sizes = pgdatadir::rel_sizes(self.writer.reader(), &rels, lsn).await?;
         for (rel, size) in rels.into_iter().zip(sizes) {
-            let copy = RelTag { spcnode: to.spcnode, dbnode: to.dbnode, ..rel };
+            let copy = RelTag {
+                spcnode: to.spcnode,
+                dbnode: to.dbnode,
+                ..rel
+            };
             self.copy_rel(lsn, rel, copy, size).await?;
         }
         Ok(())

@@ -121,6 +121,8 @@ pub struct WalIngest<W> {
     counters: Counters,
     /// The last record whose values are in `batch` or in the store.
     at: RecordLsn,
+    /// How far readers may see.
+    advanced: Lsn,
 }
 
 impl<W: WriteStore> WalIngest<W> {
@@ -135,6 +137,7 @@ impl<W: WriteStore> WalIngest<W> {
             batch_wal_bytes: 0,
             counters,
             at,
+            advanced: at.last,
         })
     }
 
@@ -151,8 +154,19 @@ impl<W: WriteStore> WalIngest<W> {
     /// Ingests one record: `lsn.last` is where it ends, `lsn.prev` where it starts; `raw` is the record without
     /// page headers. Its values are collected, and put in the store now and then: see [`WalIngest::commit`].
     pub async fn ingest_record(&mut self, lsn: RecordLsn, raw: Bytes) -> Result<(), IngestError> {
-        assert!(lsn.last > self.at.last, "record ending at {} after one ending at {}", lsn.last, self.at.last);
-        let fault = |name: String| move |cause| IngestError { name, lsn: lsn.last, cause };
+        assert!(
+            lsn.last > self.at.last,
+            "record ending at {} after one ending at {}",
+            lsn.last,
+            self.at.last
+        );
+        let fault = |name: String| {
+            move |cause| IngestError {
+                name,
+                lsn: lsn.last,
+                cause,
+            }
+        };
         let record = decode_record(raw.clone()).map_err(|e| fault("?".to_owned())(e.into()))?;
         let done = self.ingest_decoded(lsn, &record, &raw).await;
         done.map_err(|cause| fault(record_name(&record))(cause))
@@ -203,7 +217,10 @@ impl<W: WriteStore> WalIngest<W> {
     /// Puts what was collected into the store and lets readers see it.
     pub async fn commit(&mut self) -> Result<(), WriteError> {
         self.put().await?;
-        self.writer.advance(self.at);
+        if self.at.last > self.advanced {
+            self.writer.advance(self.at);
+            self.advanced = self.at.last;
+        }
         Ok(())
     }
 

@@ -35,7 +35,11 @@ impl Create {
         let (multi, offset, count) = (body.u32()?, body.u32()?, body.u32()?);
         let words = body.u32s((count as usize).saturating_mul(2))?;
         let members = words.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-        Ok(Create { multi, offset, members })
+        Ok(Create {
+            multi,
+            offset,
+            members,
+        })
     }
 }
 
@@ -51,7 +55,12 @@ impl Truncate {
     fn decode(raw: &[u8]) -> Result<Self, Truncated> {
         let mut body = Cursor::new(raw);
         let (oldest_multi_db, _start_multi, end_multi) = (body.u32()?, body.u32()?, body.u32()?);
-        Ok(Truncate { oldest_multi_db, end_multi, start_member: body.u32()?, end_member: body.u32()? })
+        Ok(Truncate {
+            oldest_multi_db,
+            end_multi,
+            start_member: body.u32()?,
+            end_member: body.u32()?,
+        })
     }
 }
 
@@ -69,7 +78,12 @@ pub(super) async fn ingest<S: ReadStore>(
             create(m, counters, Create::decode(raw).map_err(IngestFault::malformed)?).await
         }
         rmgr::XLOG_MULTIXACT_TRUNCATE_ID => {
-            truncate(m, counters, Truncate::decode(raw).map_err(IngestFault::malformed)?).await
+            truncate(
+                m,
+                counters,
+                Truncate::decode(raw).map_err(IngestFault::malformed)?,
+            )
+            .await
         }
         _ => Ok(()),
     }
@@ -98,7 +112,13 @@ async fn put_offset<S: ReadStore>(
 ) -> Result<(), IngestFault> {
     let page = multi / OFFSETS_PER_PAGE;
     let record = WalRecord::MultixactOffsetCreate { multi, offset };
-    Ok(m.put_slru_record(OFFSETS, page / PAGES_PER_SEGMENT, page % PAGES_PER_SEGMENT, record).await?)
+    Ok(m.put_slru_record(
+        OFFSETS,
+        page / PAGES_PER_SEGMENT,
+        page % PAGES_PER_SEGMENT,
+        record,
+    )
+    .await?)
 }
 
 /// Stores the members, one value for each page concerned. Offsets wrap around.
@@ -113,8 +133,17 @@ async fn put_members<S: ReadStore>(
         let page = offset / MEMBERS_PER_PAGE;
         let fit = (MEMBERS_PER_PAGE - offset % MEMBERS_PER_PAGE).min((u32::MAX - offset).saturating_add(1));
         let (here, later) = rest.split_at(rest.len().min(fit as usize));
-        let record = WalRecord::MultixactMembersCreate { offset, members: here.to_vec() };
-        m.put_slru_record(MEMBERS, page / PAGES_PER_SEGMENT, page % PAGES_PER_SEGMENT, record).await?;
+        let record = WalRecord::MultixactMembersCreate {
+            offset,
+            members: here.to_vec(),
+        };
+        m.put_slru_record(
+            MEMBERS,
+            page / PAGES_PER_SEGMENT,
+            page % PAGES_PER_SEGMENT,
+            record,
+        )
+        .await?;
         offset = offset.wrapping_add(here.len() as u32);
         rest = later;
     }
@@ -128,11 +157,19 @@ async fn truncate<S: ReadStore>(
 ) -> Result<(), IngestFault> {
     counters.set_oldest_multi(cut.end_multi, cut.oldest_multi_db);
     let (start, end) = (member_segment(cut.start_member), member_segment(cut.end_member));
-    m.drop_slru_segments(MEMBERS, |segno| in_ring(segno, start, end)).await?;
+    m.drop_slru_segments(MEMBERS, |segno| in_ring(segno, start, end))
+        .await?;
     // The multixact before the oldest is kept: its end is where the oldest one's members start.
-    let kept = if cut.end_multi <= FIRST_MULTI { u32::MAX } else { cut.end_multi - 1 };
+    let kept = if cut.end_multi <= FIRST_MULTI {
+        u32::MAX
+    } else {
+        cut.end_multi - 1
+    };
     let cutoff = kept / OFFSETS_PER_PAGE;
-    Ok(m.drop_slru_segments(OFFSETS, |segno| offsets_before(segno, cutoff)).await?)
+    Ok(
+        m.drop_slru_segments(OFFSETS, |segno| offsets_before(segno, cutoff))
+            .await?,
+    )
 }
 
 fn member_segment(offset: u32) -> u32 {
@@ -141,7 +178,11 @@ fn member_segment(offset: u32) -> u32 {
 
 /// Whether `n` lies in `start..end` of numbers that wrap around.
 fn in_ring(n: u32, start: u32, end: u32) -> bool {
-    if start <= end { (start..end).contains(&n) } else { n >= start || n < end }
+    if start <= end {
+        (start..end).contains(&n)
+    } else {
+        n >= start || n < end
+    }
 }
 
 /// Whether all multixacts of an offsets segment precede those of page `cutoff`
@@ -170,7 +211,10 @@ mod tests {
 
     #[test]
     fn a_create_record_that_promises_too_much_is_refused() {
-        let raw: Vec<u8> = [5u32, 1, u32::MAX, 700, 1].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let raw: Vec<u8> = [5u32, 1, u32::MAX, 700, 1]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect();
         assert!(Create::decode(&raw).is_err());
     }
 }

