@@ -3,9 +3,10 @@
 use pageserver_api::reltag::SlruKind;
 use pageserver_api::value::WalRecord;
 use postgres_ffi::cursor::Cursor;
+use postgres_ffi::v15::checkpoint::{FIRST_NORMAL_XID, precedes};
 use postgres_ffi::v15::rmgr;
 
-use super::counters::{Counters, precedes};
+use super::counters::Counters;
 use super::{Context, IngestFault};
 use crate::pgdatadir::modification::Modification;
 use crate::pgdatadir::zero_page;
@@ -15,8 +16,6 @@ use crate::timeline::store::ReadStore;
 pub(super) const PAGES_PER_SEGMENT: u32 = 32;
 /// Transactions per clog page: two bits each.
 const XIDS_PER_PAGE: u32 = 8192 * 4;
-/// `FirstNormalTransactionId`.
-const FIRST_NORMAL_XID: u32 = 3;
 
 pub(super) async fn ingest<S: ReadStore>(
     m: &mut Modification<'_, S>,

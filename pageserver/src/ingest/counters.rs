@@ -5,25 +5,17 @@
 
 use bytes::Bytes;
 use pageserver_api::key;
-use postgres_ffi::v15::checkpoint::CheckPoint;
+use postgres_ffi::c_struct::CStruct;
+use postgres_ffi::v15::checkpoint::{CheckPoint, FIRST_NORMAL_XID, precedes};
 use utils::lsn::Lsn;
 
 use super::IngestFault;
 use crate::pgdatadir::DataError;
 
-/// `FirstNormalTransactionId`: lower ids are permanent and always in the past.
-const FIRST_NORMAL_XID: u32 = 3;
-
 /// See the module head.
 pub(super) struct Counters {
     checkpoint: CheckPoint,
     changed: bool,
-}
-
-/// Whether `a` comes before `b` on the ring of normal transaction ids or multixacts (`TransactionIdPrecedes` of two
-/// normal ids, `MultiXactIdPrecedes`).
-pub(super) fn precedes(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b) as i32) < 0
 }
 
 impl Counters {
@@ -42,7 +34,7 @@ impl Counters {
 
     /// The value of the checkpoint key, if it changed since the last call.
     pub(super) fn take_changed(&mut self) -> Option<Bytes> {
-        std::mem::take(&mut self.changed).then(|| Bytes::copy_from_slice(&self.checkpoint.encode()))
+        std::mem::take(&mut self.changed).then(|| Bytes::from(self.checkpoint.encode()))
     }
 
     fn update<T: PartialEq>(&mut self, field: impl Fn(&mut CheckPoint) -> &mut T, value: T) {
@@ -79,17 +71,9 @@ impl Counters {
 
     /// The multixact is taken, and members up to `next_offset` (exclusive).
     pub(super) fn advance_past_multi(&mut self, multi: u32, next_offset: u32) {
-        self.advance_to_multi(multi.wrapping_add(1), next_offset);
-    }
-
-    /// `MultiXactAdvanceNextMXact`.
-    fn advance_to_multi(&mut self, next_multi: u32, next_offset: u32) {
-        if precedes(self.checkpoint.next_multi, next_multi) {
-            self.update(|c| &mut c.next_multi, next_multi);
-        }
-        if precedes(self.checkpoint.next_multi_offset, next_offset) {
-            self.update(|c| &mut c.next_multi_offset, next_offset);
-        }
+        self.changed |= self
+            .checkpoint
+            .update_next_multi(multi.wrapping_add(1), next_offset);
     }
 
     /// Transactions before `xid` are gone from pg_xact.
@@ -123,23 +107,18 @@ impl Counters {
     /// The record's counters are from when the checkpoint began: they are minima. Its next OID may be stale, and
     /// no minimum either, since OIDs wrap around.
     pub(super) fn online_checkpoint(&mut self, raw: &[u8]) -> Result<(), IngestFault> {
-        let new = CheckPoint::decode(raw).map_err(IngestFault::malformed)?;
-        let old = self.checkpoint;
-        self.checkpoint = CheckPoint {
-            next_oid: old.next_oid,
-            next_xid: old.next_xid.max(new.next_xid),
-            ..new
-        };
-        self.checkpoint.next_multi = old.next_multi;
-        self.checkpoint.next_multi_offset = old.next_multi_offset;
-        self.changed = true;
-        self.advance_to_multi(new.next_multi, new.next_multi_offset);
+        let record = CheckPoint::decode(raw).map_err(IngestFault::malformed)?;
+        let old = std::mem::replace(&mut self.checkpoint, record);
+        let new = &mut self.checkpoint;
+        new.next_oid = old.next_oid;
+        new.next_xid = new.next_xid.max(old.next_xid);
+        new.update_next_multi(old.next_multi, old.next_multi_offset);
+        new.update_oldest_multi(old.oldest_multi, old.oldest_multi_db);
         if precedes(new.oldest_xid, old.oldest_xid) {
-            self.set_oldest_xid(old.oldest_xid, old.oldest_xid_db);
+            new.oldest_xid = old.oldest_xid;
+            new.oldest_xid_db = old.oldest_xid_db;
         }
-        if precedes(new.oldest_multi, old.oldest_multi) {
-            self.set_oldest_multi(old.oldest_multi, old.oldest_multi_db);
-        }
+        self.changed = true;
         Ok(())
     }
 }
@@ -148,12 +127,16 @@ impl Counters {
 mod tests {
     use super::*;
 
+    fn checkpoint(next_xid: u64) -> CheckPoint {
+        CheckPoint {
+            next_xid,
+            ..CheckPoint::decode(&[0; 88]).unwrap()
+        }
+    }
+
     fn counters(next_xid: u64) -> Counters {
         Counters {
-            checkpoint: CheckPoint {
-                next_xid,
-                ..Default::default()
-            },
+            checkpoint: checkpoint(next_xid),
             changed: false,
         }
     }
@@ -206,14 +189,13 @@ mod tests {
         counters.advance_past_multi(8, 20);
         counters.set_oldest_xid(600, 5);
         let record = CheckPoint {
-            next_xid: 690,
             next_oid: 16384,
             next_multi: 7,
             oldest_xid: 550,
-            ..Default::default()
+            ..checkpoint(690)
         };
         counters.online_checkpoint(&record.encode()).unwrap();
-        let now = counters.checkpoint;
+        let now = counters.checkpoint.clone();
         assert_eq!(
             (now.next_xid, now.next_oid, now.next_multi, now.oldest_xid),
             (700, 20000, 9, 600)

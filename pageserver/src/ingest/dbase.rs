@@ -1,4 +1,4 @@
-//! Databases: creation by both strategies, drop, and relation maps.
+//! Databases: creation by both strategies, drop, and relation maps; tablespaces.
 
 use pageserver_api::reltag::RelTag;
 use postgres_ffi::cursor::{Cursor, Truncated};
@@ -54,6 +54,21 @@ fn dropped(body: &mut Cursor<'_>) -> Result<Vec<DbId>, Truncated> {
         .into_iter()
         .map(|spcnode| DbId { spcnode, dbnode })
         .collect())
+}
+
+/// Tablespaces are in the database directory as their database 0, so that one without databases is known, too.
+pub(super) async fn ingest_tablespace<S: ReadStore>(
+    m: &mut Modification<'_, S>,
+    cx: &Context<'_>,
+) -> Result<(), IngestFault> {
+    let spcnode = Cursor::new(&cx.record.main_data).u32().map_err(IngestFault::malformed)?;
+    let tablespace = DbId { spcnode, dbnode: 0 };
+    match cx.record.rmgr_info() {
+        rmgr::XLOG_TBLSPC_CREATE => m.create_database(tablespace).await?,
+        rmgr::XLOG_TBLSPC_DROP => m.drop_database(tablespace).await?,
+        _ => {}
+    }
+    Ok(())
 }
 
 /// `xl_relmap_update`: database, tablespace, length, contents.

@@ -194,6 +194,7 @@ impl<W: WriteStore> WalIngest<W> {
             rmgr::RM_SMGR_ID => smgr::ingest(&mut m, &cx).await?,
             rmgr::RM_CLOG_ID => clog::ingest(&mut m, &mut self.counters, &cx).await?,
             rmgr::RM_DBASE_ID => dbase::ingest(&mut m, &cx).await?,
+            rmgr::RM_TBLSPC_ID => dbase::ingest_tablespace(&mut m, &cx).await?,
             rmgr::RM_MULTIXACT_ID => multixact::ingest(&mut m, &mut self.counters, &cx).await?,
             rmgr::RM_RELMAP_ID => dbase::ingest_relmap(&mut m, &cx).await?,
             rmgr::RM_STANDBY_ID => xlog::ingest_standby(&mut self.counters, &cx)?,

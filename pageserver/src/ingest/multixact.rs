@@ -3,10 +3,11 @@
 use pageserver_api::reltag::SlruKind;
 use pageserver_api::value::WalRecord;
 use postgres_ffi::cursor::{Cursor, Truncated};
+use postgres_ffi::v15::checkpoint::precedes;
 use postgres_ffi::v15::rmgr;
 
 use super::clog::{PAGES_PER_SEGMENT, zero_slru_page};
-use super::counters::{Counters, precedes};
+use super::counters::Counters;
 use super::{Context, IngestFault};
 use crate::pgdatadir::modification::Modification;
 use crate::timeline::store::ReadStore;

@@ -1,6 +1,7 @@
 //! Checkpoints and the other records of the WAL machinery itself; what standby records tell of transaction ids.
 
-use postgres_ffi::cursor::Cursor;
+use postgres_ffi::cursor::{Cursor, Truncated};
+use postgres_ffi::v15::control_file::ControlFile;
 use postgres_ffi::v15::rmgr;
 
 use super::counters::Counters;
@@ -44,6 +45,23 @@ pub(super) fn ingest_standby(counters: &mut Counters, cx: &Context<'_>) -> Resul
 
 /// The control file must show the new settings: a standby refuses to start with lower ones than the primary's.
 async fn parameter_change<S: ReadStore>(m: &mut Modification<'_, S>, raw: &[u8]) -> Result<(), IngestFault> {
-    let _ = (m, raw);
+    let file = m.control_file().await?;
+    let mut control = ControlFile::from_file(&file).map_err(IngestFault::malformed)?;
+    apply_parameters(&mut control, raw).map_err(IngestFault::malformed)?;
+    m.put_control_file(control.to_file().into());
+    Ok(())
+}
+
+/// `xl_parameter_change`.
+fn apply_parameters(control: &mut ControlFile, raw: &[u8]) -> Result<(), Truncated> {
+    let mut body = Cursor::new(raw);
+    control.max_connections = body.i32()?;
+    control.max_worker_processes = body.i32()?;
+    control.max_wal_senders = body.i32()?;
+    control.max_prepared_transactions = body.i32()?;
+    control.max_locks_per_transaction = body.i32()?;
+    control.wal_level = body.i32()?;
+    control.wal_log_hints = body.u8()? != 0;
+    control.track_commit_timestamp = body.u8()? != 0;
     Ok(())
 }

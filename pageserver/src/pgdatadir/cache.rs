@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use pageserver_api::reltag::{RelTag, SlruKind};
 use rustc_hash::FxHashMap;
 
@@ -31,6 +32,7 @@ pub struct MetadataCache {
     pub(super) slru_segments: HashMap<SlruKind, NumberSet>,
     pub(super) databases: Option<DbDirectory>,
     pub(super) prepared: Option<NumberSet>,
+    pub(super) control_file: Option<Bytes>,
     /// Change of the cluster's logical size since it was last taken, in blocks.
     pub(super) grown_blocks: i64,
 }

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, BufMut, Bytes};
 
-/// A database in a tablespace. The shared relations are database 0 of tablespace 1664.
+/// A database in a tablespace. The shared relations are database 0 of tablespace 1664; database 0 of a tablespace that
+/// a user has made stands for the tablespace itself.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct DbId {
     /// Tablespace OID.

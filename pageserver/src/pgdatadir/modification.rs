@@ -386,8 +386,17 @@ impl<'a, S: ReadStore> Modification<'a, S> {
         self.image(key::CHECKPOINT, raw);
     }
 
+    /// The control file as stored last.
+    pub async fn control_file(&mut self) -> Result<Bytes, DataError> {
+        match &self.cache.control_file {
+            Some(raw) => Ok(raw.clone()),
+            None => read::control_file(self.store, self.lsn).await,
+        }
+    }
+
     /// Stores the control file.
     pub fn put_control_file(&mut self, raw: Bytes) {
+        self.cache.control_file = Some(raw.clone());
         self.image(key::CONTROL_FILE, raw);
     }
 
