@@ -1,0 +1,174 @@
+//! Finding the end of the WAL on disk when a timeline is opened.
+//!
+//! Up to the persisted commit LSN the WAL is known to have been durable, so damage there is an error
+//! that names the segment. Behind it, the WAL ends where no valid record follows: what a crash tore was
+//! never acknowledged.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use postgres_ffi::v15::BLCKSZ;
+use postgres_ffi::v15::stream::{Checksums, RecordEnds, StreamError};
+use postgres_ffi::v15::wal_page::{LONG_HEADER_LEN, PageHeader, header_len};
+use utils::lsn::Lsn;
+
+use super::{CHUNK_BYTES, WalDir, WalError};
+
+/// The WAL of a timeline cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenWalError {
+    /// The file system refused.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// Durable WAL is not there.
+    #[error("WAL segment {path} is missing although WAL was durable up to {known_end}")]
+    Missing {
+        /// The file that should be there.
+        path: PathBuf,
+        /// How far WAL was known to be durable.
+        known_end: Lsn,
+    },
+    /// Durable WAL is damaged.
+    #[error("WAL segment {path} is damaged before {known_end}, up to which WAL was durable")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How far WAL was known to be durable.
+        known_end: Lsn,
+        /// Where and how.
+        source: StreamError,
+    },
+    /// The header of the segment is not one.
+    #[error("WAL segment {path} does not begin with a valid page header")]
+    SegmentHeader {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Records do not end where WAL was known to be durable.
+    #[error("WAL segment {path} has no record that ends at {known_end}, up to which WAL was durable")]
+    NoBoundary {
+        /// The file.
+        path: PathBuf,
+        /// How far WAL was known to be durable.
+        known_end: Lsn,
+    },
+}
+
+/// What is expected of the WAL on disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Expected {
+    /// WAL was written up to the known end: its segment must be there.
+    Written,
+    /// The timeline was created with this position, and has no WAL yet.
+    Nothing,
+}
+
+/// End of the last whole valid record at or behind `known_end`, a record boundary up to which WAL is
+/// known to be durable; `known_end` itself if there is none. The segment of `known_end` is verified.
+pub fn find_end(dir: &WalDir, known_end: Lsn, expected: Expected) -> Result<Lsn, OpenWalError> {
+    if expected == Expected::Written {
+        verify_segment_of(dir, known_end)?;
+    }
+    let mut ends = RecordEnds::new(known_end, dir.segment_size, Checksums::Verify);
+    let mut at = known_end;
+    while let Some((file, path)) = open(dir, at.segment_number(dir.segment_size))? {
+        let segment_end = at.segment_start(dir.segment_size) + dir.segment_size as u64;
+        while at < segment_end {
+            let chunk =
+                read_chunk(&file, at, segment_end, dir.segment_size).map_err(WalError::at("read", &path))?;
+            // A file that ends early, or bytes that are no record: the end.
+            if chunk.is_empty() || ends.feed(&chunk).is_err() {
+                return Ok(ends.last_end());
+            }
+            at += chunk.len() as u64;
+        }
+    }
+    Ok(ends.last_end())
+}
+
+/// Verifies the records of the segment that `known_end` is in or at the end of, up to `known_end`.
+fn verify_segment_of(dir: &WalDir, known_end: Lsn) -> Result<(), OpenWalError> {
+    let last_byte = Lsn(known_end.0.saturating_sub(1));
+    let segno = last_byte.segment_number(dir.segment_size);
+    let Some((file, path)) = open(dir, segno)? else {
+        return Err(OpenWalError::Missing {
+            path: dir.full_path(segno),
+            known_end,
+        });
+    };
+    let start = last_byte.segment_start(dir.segment_size);
+    let read_error = |source| WalError::at("read", &path)(source);
+    let Some(first_record) = first_record(&file, start, dir.segment_size).map_err(read_error)? else {
+        return Err(OpenWalError::SegmentHeader { path });
+    };
+    if first_record >= known_end {
+        return Ok(());
+    }
+    let mut ends = RecordEnds::new(first_record, dir.segment_size, Checksums::Verify);
+    let mut at = first_record;
+    while at < known_end {
+        let chunk = read_chunk(&file, at, known_end, dir.segment_size).map_err(read_error)?;
+        if chunk.is_empty() {
+            break;
+        }
+        ends.feed(&chunk).map_err(|source| OpenWalError::Damaged {
+            path: path.clone(),
+            known_end,
+            source,
+        })?;
+        at += chunk.len() as u64;
+    }
+    if ends.last_end() != known_end {
+        return Err(OpenWalError::NoBoundary { path, known_end });
+    }
+    Ok(())
+}
+
+/// Where the first record that begins in the segment at `start` begins: behind the rest of one that may
+/// reach into it. `None` if a page on the way has no valid header.
+fn first_record(file: &File, start: Lsn, segment_size: usize) -> io::Result<Option<Lsn>> {
+    let segment_end = start + segment_size as u64;
+    let mut page = start;
+    while page < segment_end {
+        let mut raw = [0; LONG_HEADER_LEN];
+        let len = header_len(page, segment_size);
+        file.read_exact_at(&mut raw[..len], page - start)?;
+        let Ok(header) = PageHeader::decode(&raw) else {
+            return Ok(None);
+        };
+        if header.check(page, segment_size).is_err() {
+            return Ok(None);
+        }
+        let data = page + len as u64;
+        let continued = if header.is_contrecord() {
+            u64::from(header.rem_len)
+        } else {
+            0
+        };
+        if continued < (BLCKSZ - len) as u64 {
+            return Ok(Some((data + continued).align_up()));
+        }
+        page += BLCKSZ as u64;
+    }
+    Ok(Some(segment_end))
+}
+
+fn read_chunk(file: &File, at: Lsn, end: Lsn, segment_size: usize) -> io::Result<Vec<u8>> {
+    let mut chunk = vec![0; CHUNK_BYTES.min((end - at) as usize)];
+    let got = file.read_at(&mut chunk, at.segment_offset(segment_size) as u64)?;
+    chunk.truncate(got);
+    Ok(chunk)
+}
+
+fn open(dir: &WalDir, segno: u64) -> Result<Option<(File, PathBuf)>, WalError> {
+    for path in [dir.partial_path(segno), dir.full_path(segno)] {
+        match File::open(&path) {
+            Ok(file) => return Ok(Some((file, path))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(WalError::at("open", &path)(error)),
+        }
+    }
+    Ok(None)
+}
