@@ -1,0 +1,17 @@
+"""Makes the fixtures known to all tests, and leaves out what only the nightly run wants."""
+
+import os
+
+import pytest
+
+pytest_plugins = ("fixtures.neon_env",)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselects tests marked slow unless NEON_NIGHTLY is set."""
+    if os.environ.get("NEON_NIGHTLY"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
