@@ -1,0 +1,157 @@
+//! Removing and replacing items of index pages (`PageIndexTupleDelete` and its relatives).
+
+use smallvec::SmallVec;
+
+use super::compact::KeptItems;
+use super::{HEADER_LEN, ITEM_ID_LEN, ItemId, Page, item_id_at, maxalign};
+use crate::fault::Fault;
+use crate::offsets::Offsets;
+
+/// An item found to lie properly in the items' part of the page.
+#[derive(Clone, Copy)]
+struct Placed {
+    offset: usize,
+    aligned_len: usize,
+}
+
+impl Page<'_> {
+    fn placed(&self, number: u16) -> Result<Placed, Fault> {
+        let id = self.item_id(number)?;
+        let kept = self.kept(number, id)?;
+        if id.offset % 8 != 0 {
+            return Err(Fault::Item {
+                offset: number,
+                state: "is not aligned",
+            });
+        }
+        Ok(Placed {
+            offset: usize::from(kept.offset),
+            aligned_len: usize::from(kept.aligned_len),
+        })
+    }
+
+    /// Removes an item and its line pointer; the later line pointers move down by one
+    /// (`PageIndexTupleDelete`).
+    pub(crate) fn delete_item(&mut self, number: u16) -> Result<(), Fault> {
+        self.check_aligned_pointers()?;
+        let item = self.placed(number)?;
+        let lower = self.lower();
+        let first = item_id_at(number);
+        self.raw.copy_within(first + ITEM_ID_LEN..lower, first);
+        self.set_lower(lower - ITEM_ID_LEN);
+        self.shift_items_before(item.offset, Shift::Up(item.aligned_len))
+    }
+
+    /// Removes an item but not its line pointer, unless that is the last one
+    /// (`PageIndexTupleDeleteNoCompact`).
+    pub(crate) fn delete_item_keeping_numbers(&mut self, number: u16) -> Result<(), Fault> {
+        self.check_aligned_pointers()?;
+        let item = self.placed(number)?;
+        if number < self.max_offset() {
+            self.set_item_id(number, ItemId::UNUSED)?;
+        } else {
+            self.set_lower(self.lower() - ITEM_ID_LEN);
+        }
+        self.shift_items_before(item.offset, Shift::Up(item.aligned_len))
+    }
+
+    /// Removes several items with their line pointers; `numbers` ascend (`PageIndexMultiDelete`).
+    pub(crate) fn delete_items(&mut self, numbers: Offsets<'_>) -> Result<(), Fault> {
+        // PostgreSQL removes up to two one by one; the items' order on the page can depend on it.
+        if numbers.len() <= 2 {
+            for number in numbers.iter().rev() {
+                self.delete_item(number)?;
+            }
+            return Ok(());
+        }
+        self.check_aligned_pointers()?;
+        let mut kept = KeptItems::new();
+        let mut ids: SmallVec<[ItemId; 408]> = SmallVec::new();
+        let mut to_delete = numbers.iter().peekable();
+        for number in 1..=self.max_offset() {
+            self.placed(number)?;
+            if to_delete.next_if_eq(&number).is_some() {
+                continue;
+            }
+            let id = self.item_id(number)?;
+            ids.push(id);
+            kept.push(self.kept(number, id)?);
+            let new_number = ids.len() as u16;
+            if let Some(last) = kept.last_mut() {
+                last.number = new_number;
+            }
+        }
+        if to_delete.next().is_some() {
+            return Err(Fault::Record("item numbers to delete are not in order"));
+        }
+        self.set_lower(HEADER_LEN + ITEM_ID_LEN * ids.len());
+        for (number, id) in (1..).zip(&ids) {
+            self.set_item_id(number, *id)?;
+        }
+        self.compact(&kept)
+    }
+
+    /// Replaces an item in its place, moving the ones before it when the length changes
+    /// (`PageIndexTupleOverwrite`).
+    pub(crate) fn replace_item(&mut self, number: u16, item: &[u8]) -> Result<(), Fault> {
+        self.check_aligned_pointers()?;
+        let old = self.placed(number)?;
+        let new_len = maxalign(item.len());
+        if new_len > old.aligned_len + (self.upper() - self.lower()) {
+            return Err(super::NO_ROOM);
+        }
+        let end = old.offset + old.aligned_len;
+        if new_len < old.aligned_len {
+            self.shift_items_before(old.offset, Shift::Up(old.aligned_len - new_len))?;
+        } else if new_len > old.aligned_len {
+            self.shift_items_before(old.offset, Shift::Down(new_len - old.aligned_len))?;
+        }
+        let start = end - new_len;
+        let id = self.item_id(number)?;
+        self.set_item_id(
+            number,
+            ItemId {
+                offset: start as u16,
+                len: item.len() as u16,
+                ..id
+            },
+        )?;
+        self.put(start, item)
+    }
+
+    /// Moves the items between `pd_upper` and `end`, and `pd_upper`, with the line pointers of all
+    /// items that start at or before `end`.
+    fn shift_items_before(&mut self, end: usize, shift: Shift) -> Result<(), Fault> {
+        let upper = self.upper();
+        let moved = |offset: usize| match shift {
+            Shift::Up(by) => offset + by,
+            Shift::Down(by) => offset - by,
+        };
+        self.raw.copy_within(upper..end, moved(upper));
+        self.set_upper(moved(upper));
+        for number in 1..=self.max_offset() {
+            let id = self.item_id(number)?;
+            let offset = usize::from(id.offset);
+            if !id.has_storage() || offset > end {
+                continue;
+            }
+            if offset < upper {
+                return Err(Fault::Item {
+                    offset: number,
+                    state: "lies outside the items' part of the page",
+                });
+            }
+            self.move_line_pointer(number, moved(offset))?;
+        }
+        Ok(())
+    }
+}
+
+/// Direction and distance in bytes.
+#[derive(Clone, Copy)]
+enum Shift {
+    /// Towards the end of the page.
+    Up(usize),
+    /// Towards its start, into the free space; the caller has checked that it is large enough.
+    Down(usize),
+}

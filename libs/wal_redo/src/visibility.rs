@@ -1,0 +1,118 @@
+//! The visibility map: two bits for each heap page, behind the header of the map's pages.
+//!
+//! Setting bits is a WAL record of its own. Clearing them is a side effect of heap records that do not
+//! mention the map's page: [`cleared_by`] tells which bits those are, and [`clear`] does it.
+
+use postgres_ffi::v15::record_ref::RecordRef;
+use postgres_ffi::v15::rmgr::{
+    RM_HEAP_ID, RM_HEAP2_ID, XLOG_HEAP_DELETE, XLOG_HEAP_HOT_UPDATE, XLOG_HEAP_INSERT, XLOG_HEAP_LOCK,
+    XLOG_HEAP_OPMASK, XLOG_HEAP_UPDATE, XLOG_HEAP2_LOCK_UPDATED, XLOG_HEAP2_MULTI_INSERT,
+};
+
+use crate::change::Effect;
+use crate::fault::Fault;
+use crate::heap::flag;
+use crate::page::{HEADER_LEN, PAGE_SIZE, Page};
+
+/// The heap page's rows are visible to everybody.
+pub const ALL_VISIBLE: u8 = 1;
+/// They are frozen, too.
+pub const ALL_FROZEN: u8 = 2;
+/// Both bits.
+pub const VALID_BITS: u8 = ALL_VISIBLE | ALL_FROZEN;
+
+const HEAP_PAGES_PER_BYTE: u32 = 4;
+/// Number of heap pages that one page of the map covers.
+pub const HEAP_PAGES_PER_PAGE: u32 = (PAGE_SIZE - HEADER_LEN) as u32 * HEAP_PAGES_PER_BYTE;
+/// Fork number of the visibility map.
+pub const FORKNUM: u8 = 2;
+
+/// Page of the map that holds the bits of a heap page.
+pub fn map_block(heap_block: u32) -> u32 {
+    heap_block / HEAP_PAGES_PER_PAGE
+}
+
+/// Place of a heap page's bits: byte of the page and shift within it.
+fn place(heap_block: u32) -> (usize, u32) {
+    let index = heap_block % HEAP_PAGES_PER_PAGE;
+    let byte = HEADER_LEN + (index / HEAP_PAGES_PER_BYTE) as usize;
+    (byte, index % HEAP_PAGES_PER_BYTE * 2)
+}
+
+/// Sets bits as `visibilitymap_set` does: the LSN moves only if something changed.
+pub(crate) fn set(page: &mut Page<'_>, heap_block: u32, map_page: u32, flags: u8) -> Result<Effect, Fault> {
+    if map_block(heap_block) != map_page {
+        return Err(Fault::Record("bits of another page of the visibility map"));
+    }
+    let (byte, shift) = place(heap_block);
+    let old = page.bytes()[byte];
+    if (old >> shift) & VALID_BITS == flags {
+        return Ok(Effect::LsnKept);
+    }
+    page.bytes_mut()[byte] = old | (flags & VALID_BITS) << shift;
+    Ok(Effect::Changed)
+}
+
+/// Clears bits of a heap page in the map page that covers it. The map page's LSN stays as it is.
+pub fn clear(page: &mut Page<'_>, heap_block: u32, flags: u8) {
+    let (byte, shift) = place(heap_block);
+    page.bytes_mut()[byte] &= !((flags & VALID_BITS) << shift);
+}
+
+/// Clears all bits of heap pages from `heap_blocks` on, in the map page that covers that block
+/// (`visibilitymap_prepare_truncate`).
+pub fn truncate(page: &mut Page<'_>, heap_blocks: u32) {
+    let (byte, shift) = place(heap_blocks);
+    page.bytes_mut()[byte] &= ((1u16 << shift) - 1) as u8;
+    page.bytes_mut()[byte + 1..].fill(0);
+}
+
+/// Bits that a heap record clears, all of the relation of its block 0.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Cleared {
+    /// Heap page of the new row, or of the only one.
+    pub new_heap_block: Option<u32>,
+    /// Heap page of the old row of an update, or of a deleted or locked row.
+    pub old_heap_block: Option<u32>,
+    /// Which bits.
+    pub flags: u8,
+}
+
+/// The bits that this record clears; `None` if it clears none. A record whose main data is too short
+/// clears none either: redo will complain about it.
+pub fn cleared_by(record: &RecordRef<'_>) -> Option<Cleared> {
+    let info = record.rmgr_info() & XLOG_HEAP_OPMASK;
+    let block = |id| record.block(id).map(|block| block.blkno);
+    let flags_at = |at: usize| record.main_data.get(at).copied().unwrap_or(0);
+    let (new, old, flags) = match (record.header.rmid, info) {
+        (RM_HEAP_ID, XLOG_HEAP_INSERT) => {
+            let is = flags_at(2) & flag::INSERT_ALL_VISIBLE_CLEARED != 0;
+            (block(0).filter(|_| is), None, VALID_BITS)
+        }
+        (RM_HEAP2_ID, XLOG_HEAP2_MULTI_INSERT) => {
+            let is = flags_at(0) & flag::INSERT_ALL_VISIBLE_CLEARED != 0;
+            (block(0).filter(|_| is), None, VALID_BITS)
+        }
+        (RM_HEAP_ID, XLOG_HEAP_DELETE) => {
+            let is = flags_at(7) & flag::DELETE_ALL_VISIBLE_CLEARED != 0;
+            (None, block(0).filter(|_| is), VALID_BITS)
+        }
+        (RM_HEAP_ID, XLOG_HEAP_UPDATE | XLOG_HEAP_HOT_UPDATE) => {
+            let flags = flags_at(7);
+            let new = flags & flag::UPDATE_NEW_ALL_VISIBLE_CLEARED != 0;
+            let old = flags & flag::UPDATE_OLD_ALL_VISIBLE_CLEARED != 0;
+            let old_block = block(1).or(block(0));
+            (block(0).filter(|_| new), old_block.filter(|_| old), VALID_BITS)
+        }
+        (RM_HEAP_ID, XLOG_HEAP_LOCK) | (RM_HEAP2_ID, XLOG_HEAP2_LOCK_UPDATED) => {
+            let is = flags_at(7) & flag::LOCK_ALL_FROZEN_CLEARED != 0;
+            (None, block(0).filter(|_| is), ALL_FROZEN)
+        }
+        _ => (None, None, 0),
+    };
+    (new.is_some() || old.is_some()).then_some(Cleared {
+        new_heap_block: new,
+        old_heap_block: old,
+        flags,
+    })
+}
