@@ -1,0 +1,88 @@
+//! What a proposer is told at its start, and the limits of its buffers.
+
+use std::time::Duration;
+
+use safekeeper_api::protocol::{ProposerGreeting, Term};
+use utils::lsn::Lsn;
+
+/// Limits of what a proposer keeps in memory.
+///
+/// WAL that is not on a quorum yet must stay in memory: no safekeeper can be relied on to have it. WAL
+/// that is committed may go, because a quorum has it: a safekeeper that lags behind the window is fed
+/// from another one ([`crate::Fetch`]). So the local server need not keep WAL for the sake of a
+/// safekeeper that is away, and nothing grows with the time it is away.
+pub mod limits {
+    /// While more WAL than this is not committed, no more is taken from the local server, unless all of
+    /// it has been sent to a quorum already: then the rest of a long record may be what is missing.
+    pub const UNCOMMITTED_WAL_BYTES_SOFT: u64 = 16 << 20;
+
+    /// Most WAL kept under any circumstances: more than the longest WAL record, which is below 1 GiB.
+    pub const WAL_BYTES_MAX: u64 = (1 << 30) + (64 << 20);
+
+    /// Committed WAL kept for safekeepers that were away for a moment or are slow.
+    pub const COMMITTED_WAL_BYTES_KEPT: u64 = 16 << 20;
+
+    /// Once this many bytes wait to be written to one safekeeper's connection, WAL for it is held back.
+    pub const OUTBOX_BYTES_MAX: u64 = 4 << 20;
+
+    /// Most elections remembered. WAL of older ones has long been followed by WAL of newer ones.
+    pub const ELECTED_TERMS_MAX: usize = 1024;
+}
+
+/// What this run of the proposer is for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// Stream the WAL of the local server, whose base backup was taken at this LSN.
+    Stream {
+        /// Where the local server's own WAL begins: behind the page header if on a page boundary.
+        start_lsn: Lsn,
+    },
+    /// Make the safekeepers agree, say where their WAL ends, and stop.
+    Sync,
+}
+
+/// The elections that earlier runs for the same data directory took part in.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PastTerms {
+    /// The highest term votes were asked for; 0 if never.
+    pub campaign: Term,
+    /// The terms that were won, ascending. WAL of these terms is the local server's own.
+    pub elected: Vec<Term>,
+}
+
+impl PastTerms {
+    pub(crate) fn add_elected(&mut self, term: Term) {
+        assert!(
+            self.elected.last().is_none_or(|last| *last < term),
+            "term {term} won twice"
+        );
+        if self.elected.len() >= limits::ELECTED_TERMS_MAX {
+            self.elected.remove(0);
+        }
+        self.elected.push(term);
+    }
+}
+
+/// Everything a proposer must know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the run is for.
+    pub mode: Mode,
+    /// The first message on each connection. Its id is random and of this run only.
+    pub greeting: ProposerGreeting,
+    /// Number of safekeepers, 1 to `SAFEKEEPERS_MAX`.
+    pub safekeepers: usize,
+    /// Pause between attempts to connect, and period of heartbeats.
+    pub reconnect_timeout: Duration,
+    /// A safekeeper that owes an answer for this long is taken for dead.
+    pub connect_timeout: Duration,
+    /// What earlier runs did.
+    pub past: PastTerms,
+}
+
+impl Config {
+    /// How many safekeepers are a majority.
+    pub fn quorum(&self) -> usize {
+        self.safekeepers / 2 + 1
+    }
+}

@@ -1,0 +1,372 @@
+//! An elected proposer: who is sent which WAL, and what is committed.
+//!
+//! Invariants
+//! * A safekeeper is sent a contiguous run of WAL from the end of what it has in common with this term.
+//! * `commit_lsn` is at most what a quorum has reported as durable in this term, and never goes back. A
+//!   report below `epoch_start_lsn` counts as nothing: WAL of earlier terms is committed only together
+//!   with the start of this one, when no safekeeper with less can be elected any more.
+//! * All WAL from `commit_lsn` on is in the window, so that it can be sent to anyone. WAL before the
+//!   window is committed, so a quorum has it, and one of the quorum is there whenever a quorum is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use safekeeper_api::protocol::{
+    APPEND_WAL_BYTES_MAX, AppendRequest, AppendResponse, HotStandbyFeedback, PageserverFeedback,
+    ProposerElected, ProposerId, ProposerMessage, SAFEKEEPERS_MAX, Term, TermHistory,
+};
+use utils::lsn::Lsn;
+
+use super::election::Findings;
+use crate::config::{Config, Mode, limits};
+use crate::event::{Action, DisconnectReason, Fetch, SkIndex, Time};
+use crate::peer::{Peer, Stage};
+use crate::window::WalWindow;
+
+/// Bytes of a message that count as waiting in an outbox.
+pub(super) fn outbox_bytes(message: &ProposerMessage) -> u64 {
+    match message {
+        ProposerMessage::Append(append) => (AppendRequest::HEADER_LEN + append.wal.len()) as u64,
+        _ => 0,
+    }
+}
+
+/// Whether WAL for this safekeeper is held back.
+pub(super) fn outbox_is_full(peer: &Peer) -> bool {
+    peer.outbox_bytes >= limits::OUTBOX_BYTES_MAX
+}
+
+/// State of an elected proposer beside that of its safekeepers.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) term: Term,
+    pub(super) epoch_start_lsn: Lsn,
+    pub(super) commit_lsn: Lsn,
+    pub(super) window: WalWindow,
+    truncate_lsn: Lsn,
+    timeline_start_lsn: Lsn,
+    history: TermHistory,
+    proposer_id: ProposerId,
+    quorum: usize,
+    reports_commit: bool,
+    pageserver: Option<PageserverFeedback>,
+    standby: HotStandbyFeedback,
+}
+
+impl Leader {
+    /// The winner of the election in `term`; `findings.history` ends with that term.
+    pub(super) fn new(config: &Config, term: Term, findings: Findings) -> Leader {
+        let last = findings
+            .history
+            .last()
+            .expect("the new term is in its own history");
+        assert_eq!((last.term, last.lsn), (term, findings.end));
+        assert!(findings.truncate_lsn <= findings.end);
+        Leader {
+            term,
+            epoch_start_lsn: findings.end,
+            commit_lsn: Lsn::INVALID,
+            window: WalWindow::new(findings.end),
+            truncate_lsn: findings.truncate_lsn,
+            timeline_start_lsn: findings.timeline_start_lsn,
+            history: findings.history,
+            proposer_id: config.greeting.proposer_id,
+            quorum: config.quorum(),
+            reports_commit: matches!(config.mode, Mode::Stream { .. }),
+            pageserver: None,
+            standby: HotStandbyFeedback::NONE,
+        }
+    }
+
+    /// What must hold between any two steps.
+    pub(super) fn check(&self, peers: &[Peer]) {
+        let (start, end) = (self.window.start(), self.window.end());
+        assert!(self.commit_lsn <= end, "committed {} of {end}", self.commit_lsn);
+        assert!(
+            self.truncate_lsn <= end,
+            "truncate at {} of {end}",
+            self.truncate_lsn
+        );
+        assert!(
+            start <= self.commit_lsn.max(self.epoch_start_lsn),
+            "WAL before {start} is gone"
+        );
+        for peer in peers.iter().filter(|peer| peer.is_streaming()) {
+            assert!(
+                peer.flushed <= peer.next,
+                "flushed {} of {}",
+                peer.flushed,
+                peer.next
+            );
+            assert!(peer.next <= end, "sent {} of {end}", peer.next);
+        }
+    }
+
+    /// Whether there is room for more WAL of the local server.
+    pub(super) fn wants_wal(&self, peers: &[Peer], quorum: usize) -> bool {
+        let (start, end) = (self.window.start(), self.window.end());
+        if end - start >= limits::WAL_BYTES_MAX {
+            return false;
+        }
+        if end - self.commit_lsn.max(start) < limits::UNCOMMITTED_WAL_BYTES_SOFT {
+            return true;
+        }
+        // A flush position moves at the end of a record only. If a quorum has been sent everything,
+        // waiting for it would be waiting for ever.
+        let sent_all = |peer: &&Peer| peer.is_streaming() && peer.next == end && peer.outbox_bytes == 0;
+        peers.iter().filter(sent_all).count() >= quorum
+    }
+
+    /// Sends the election's outcome to a safekeeper that has answered the vote request.
+    ///
+    /// # Errors
+    /// What it has answered cannot be true.
+    pub(super) fn tell(
+        &mut self,
+        peers: &mut [Peer],
+        index: usize,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DisconnectReason> {
+        let peer = &mut peers[index];
+        let Stage::Voted(vote) = &peer.stage else {
+            unreachable!("the safekeeper has answered the vote request")
+        };
+        let first = self.history.entries()[0].lsn;
+        let start = self
+            .history
+            .common_end(&vote.term_history, vote.flush_lsn)
+            .unwrap_or(first.max(self.truncate_lsn));
+        if start > self.window.end() {
+            return Err(DisconnectReason::Unexpected(
+                "WAL of this term that was never sent",
+            ));
+        }
+        peer.agreed = start.min(vote.flush_lsn);
+        peer.next = start;
+        peer.flushed = Lsn::INVALID;
+        peer.commit_persisted = Lsn::INVALID;
+        peer.commit_sent = Lsn::INVALID;
+        peer.appended_at = None;
+        peer.stage = Stage::Streaming;
+        let elected = ProposerElected {
+            term: self.term,
+            start_streaming_at: start,
+            term_history: self.history.clone(),
+            timeline_start_lsn: self.timeline_start_lsn,
+        };
+        out.push(Action::Send(SkIndex(index), ProposerMessage::Elected(elected)));
+        Ok(())
+    }
+
+    /// Takes WAL of the local server and sends it to all who have everything before it.
+    pub(super) fn on_wal(&mut self, peers: &mut [Peer], wal: Bytes, now: Time, out: &mut Vec<Action>) {
+        self.window.push(wal);
+        self.release_wal();
+        self.pump_all(peers, now, out);
+    }
+
+    /// Drops WAL that nobody needs from here. See the invariants.
+    fn release_wal(&mut self) {
+        let end = self.window.end();
+        let kept = Lsn(end.0.saturating_sub(limits::COMMITTED_WAL_BYTES_KEPT));
+        let everywhere = self.truncate_lsn.min(self.commit_lsn);
+        self.window.release(everywhere.max(self.commit_lsn.min(kept)));
+    }
+
+    pub(super) fn pump_all(&self, peers: &mut [Peer], now: Time, out: &mut Vec<Action>) {
+        for index in 0..peers.len() {
+            self.pump(peers, index, now, out);
+        }
+    }
+
+    /// Sends a safekeeper what is there for it and fits its outbox: WAL, or else a new commit LSN.
+    pub(super) fn pump(&self, peers: &mut [Peer], index: usize, now: Time, out: &mut Vec<Action>) {
+        let peer = &mut peers[index];
+        if !peer.is_streaming() {
+            return;
+        }
+        while !outbox_is_full(peer) && self.window.start() <= peer.next && peer.next < self.window.end() {
+            let wal = self.window.at(peer.next, APPEND_WAL_BYTES_MAX);
+            self.append(peer, index, wal, now, out);
+        }
+        // The first request of a connection has no WAL if there is none: its answer counts all the same.
+        let owes_first = peer.appended_at.is_none();
+        if !outbox_is_full(peer) && (owes_first || peer.commit_sent < self.commit_lsn) {
+            self.append(peer, index, Bytes::new(), now, out);
+        }
+        if peer.next < self.window.start() {
+            self.start_fetch(peers, index, now, out);
+        }
+    }
+
+    fn append(&self, peer: &mut Peer, index: usize, wal: Bytes, now: Time, out: &mut Vec<Action>) {
+        let begin_lsn = peer.next;
+        peer.next += wal.len() as u64;
+        peer.commit_sent = self.commit_lsn;
+        peer.appended_at = Some(now);
+        let message = ProposerMessage::Append(AppendRequest {
+            term: self.term,
+            epoch_start_lsn: self.epoch_start_lsn,
+            begin_lsn,
+            commit_lsn: self.commit_lsn,
+            truncate_lsn: self.truncate_lsn,
+            proposer_id: self.proposer_id,
+            wal,
+        });
+        peer.outbox_bytes += outbox_bytes(&message);
+        out.push(Action::Send(SkIndex(index), message));
+    }
+
+    /// Keeps a safekeeper answering, and looks for a donor again if it needs one.
+    pub(super) fn heartbeat(
+        &self,
+        peers: &mut [Peer],
+        index: usize,
+        now: Time,
+        period: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        let peer = &mut peers[index];
+        let due = peer.appended_at.is_none_or(|at| at.after(period) <= now);
+        if peer.is_streaming() && peer.outbox_bytes == 0 && due {
+            self.append(peer, index, Bytes::new(), now, out);
+        }
+        self.pump(peers, index, now, out);
+    }
+
+    /// Looks for the safekeeper that agrees furthest and starts to read from it.
+    fn start_fetch(&self, peers: &mut [Peer], index: usize, now: Time, out: &mut Vec<Action>) {
+        let peer = &peers[index];
+        if peer.fetch.is_some() || now < peer.fetch_at {
+            return;
+        }
+        let begin = peer.next;
+        let can_give =
+            |(donor, other): &(usize, &Peer)| *donor != index && other.is_streaming() && other.agreed > begin;
+        let donors = peers.iter().enumerate().filter(can_give);
+        let best = donors.max_by_key(|(donor, other)| (peer.bad_donor != Some(*donor), other.agreed));
+        let Some((donor, other)) = best else { return };
+        let fetch = Fetch {
+            receiver: SkIndex(index),
+            donor: SkIndex(donor),
+            begin,
+            end: other.agreed.min(self.window.start()),
+        };
+        assert!(fetch.begin < fetch.end, "an empty fetch {fetch:?}");
+        peers[index].fetch = Some(fetch);
+        out.push(Action::StartFetch(fetch));
+    }
+
+    /// Passes WAL of a donor on to the safekeeper it was fetched for.
+    pub(super) fn on_fetched(
+        &self,
+        peers: &mut [Peer],
+        index: usize,
+        mut wal: Bytes,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
+        let peer = &mut peers[index];
+        let fetch = peer.fetch.expect("WAL comes from a running fetch");
+        assert!(
+            fetch.begin <= peer.next && peer.next < fetch.end,
+            "{fetch:?} at {}",
+            peer.next
+        );
+        // A donor may send more than was asked for; only so much of it is known to be right.
+        let wanted = usize::try_from(fetch.end - peer.next).unwrap_or(usize::MAX);
+        wal.truncate(wanted);
+        while !wal.is_empty() {
+            let part = wal.split_to(wal.len().min(APPEND_WAL_BYTES_MAX));
+            self.append(peer, index, part, now, out);
+        }
+        if peer.next == fetch.end {
+            (peer.fetch, peer.bad_donor) = (None, None);
+            out.push(Action::StopFetch(SkIndex(index)));
+            self.pump(peers, index, now, out);
+        }
+    }
+
+    /// Takes the answer of a safekeeper, which is not in a higher term.
+    ///
+    /// # Errors
+    /// The answer cannot be true.
+    pub(super) fn on_append_response(
+        &mut self,
+        peers: &mut [Peer],
+        index: usize,
+        response: &AppendResponse,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DisconnectReason> {
+        if response.term < self.term {
+            return Err(DisconnectReason::TermBelow {
+                got: response.term,
+                expected: self.term,
+            });
+        }
+        let peer = &mut peers[index];
+        if response.flush_lsn > peer.next {
+            return Err(DisconnectReason::FlushPastSent {
+                flush_lsn: response.flush_lsn,
+                sent: peer.next,
+            });
+        }
+        peer.flushed = peer.flushed.max(response.flush_lsn);
+        peer.agreed = peer.agreed.max(peer.flushed);
+        peer.commit_persisted = peer.commit_persisted.max(response.commit_lsn);
+        peer.standby = response.hs_feedback;
+        self.advance_truncate(peers);
+        if self.advance_commit(peers) {
+            // The local server first: a client waits for it.
+            if self.reports_commit {
+                out.push(Action::Commit(self.commit_lsn));
+            }
+            self.release_wal();
+            self.pump_all(peers, now, out);
+        } else {
+            self.pump(peers, index, now, out);
+        }
+        self.take_feedback(peers, response, out);
+        Ok(())
+    }
+
+    /// Whether the commit LSN has grown.
+    fn advance_commit(&mut self, peers: &[Peer]) -> bool {
+        let mut flushed = [Lsn::INVALID; SAFEKEEPERS_MAX];
+        for (slot, peer) in flushed.iter_mut().zip(peers) {
+            if peer.flushed >= self.epoch_start_lsn {
+                *slot = peer.flushed;
+            }
+        }
+        let flushed = &mut flushed[..peers.len()];
+        flushed.sort_unstable_by(|a, b| b.cmp(a));
+        let on_quorum = flushed[self.quorum - 1];
+        let grows = on_quorum > self.commit_lsn;
+        self.commit_lsn = self.commit_lsn.max(on_quorum);
+        assert!(!grows || self.commit_lsn >= self.epoch_start_lsn);
+        grows
+    }
+
+    fn advance_truncate(&mut self, peers: &[Peer]) {
+        let everywhere = peers.iter().map(|peer| peer.flushed).min().unwrap_or_default();
+        self.truncate_lsn = self.truncate_lsn.max(everywhere);
+    }
+
+    /// Passes on what readers of the WAL report, if it is new.
+    fn take_feedback(&mut self, peers: &[Peer], response: &AppendResponse, out: &mut Vec<Action>) {
+        if let Some(new) = response.pageserver_feedback {
+            let stale = |old: PageserverFeedback| new == old || new.ps_writelsn < old.ps_writelsn;
+            if !self.pageserver.is_some_and(stale) {
+                self.pageserver = Some(new);
+                out.push(Action::PageserverFeedback(new));
+            }
+        }
+        let standbys = peers.iter().map(|peer| peer.standby);
+        let standby = standbys.fold(HotStandbyFeedback::NONE, HotStandbyFeedback::merge);
+        if standby != self.standby {
+            self.standby = standby;
+            out.push(Action::HotStandbyFeedback(standby));
+        }
+    }
+}
