@@ -2,6 +2,8 @@
 
 use utils::lsn::Lsn;
 
+use crate::c_struct::CStruct;
+
 /// The bytes end before the field does.
 #[derive(Debug, Clone, Copy, Eq, PartialEq, thiserror::Error)]
 #[error("{want} bytes wanted, {left} left")]
@@ -99,6 +101,12 @@ impl<'a> Cursor<'a> {
         let raw = self.bytes(count.saturating_mul(4))?;
         let (words, _) = raw.as_chunks::<4>();
         Ok(words.iter().map(|word| u32::from_le_bytes(*word)).collect())
+    }
+
+    /// `count` structs in a row, such as a list of relations.
+    pub fn structs<T: CStruct>(&mut self, count: usize) -> Result<Vec<T>, Truncated> {
+        let raw = self.bytes(count.saturating_mul(T::LEN))?;
+        Ok(raw.chunks_exact(T::LEN).map(T::get).collect())
     }
 
     /// Bytes up to a terminating zero byte, which is passed over.
