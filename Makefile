@@ -1,0 +1,64 @@
+# `make quickstart` and `make test` are all a newcomer needs; both install what they need first.
+
+SHELL := /bin/bash
+PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+# Installing the extension writes to PostgreSQL's directories.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTEST := .venv/bin/python -m pytest -c test_runner/pytest.ini --rootdir test_runner
+PYTEST_WORKERS ?= 3
+BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
+
+.PHONY: help setup setup-tests build release extension quickstart test test-rust test-regress lint nightly bench clean
+
+help:
+	@echo "make quickstart   build, start a cluster, show SQL and a branch"
+	@echo "make test         all tests that CI runs"
+	@echo "make lint         format, clippy, licences"
+	@echo "make nightly      the long tests"
+	@echo "make bench        the benchmarks"
+
+setup:
+	@scripts/setup.sh
+
+setup-tests:
+	@scripts/setup.sh --tests
+
+build: setup
+	cargo build $(BINARIES) --features pageserver/testing,safekeeper/testing
+
+release: setup
+	cargo build --release $(BINARIES)
+
+extension: setup
+	$(MAKE) -s -C compute/neon PG_CONFIG=$(PG_CONFIG)
+	$(SUDO) $(MAKE) -s -C compute/neon PG_CONFIG=$(PG_CONFIG) install
+
+quickstart: release extension
+	scripts/quickstart.sh
+
+test: test-rust test-regress
+
+test-rust: setup
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --workspace --no-fail-fast; \
+	else \
+		cargo test --workspace --no-fail-fast; \
+	fi
+
+test-regress: build extension setup-tests
+	$(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	scripts/check_licences.py
+
+nightly: build extension setup-tests
+	NEON_NIGHTLY=1 $(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
+
+bench: release extension setup-tests
+	NEON_BIN=target/release $(PYTEST) test_runner/performance -s
+
+clean:
+	cargo clean
+	$(MAKE) -C compute/neon PG_CONFIG=$(PG_CONFIG) clean

@@ -1,0 +1,74 @@
+"""Branches: each shows exactly what its ancestor held at the branch point, and goes its own way."""
+
+from fixtures.neon_env import NeonEnv, NeonEnvBuilder
+
+CHECKSUM = "SELECT count(*), coalesce(sum(hashtext(i || v)), 0) FROM t"
+
+
+def test_branch_and_parent_diverge(neon_simple_env: NeonEnv):
+    env = neon_simple_env
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'old' FROM generate_series(1, 100) i")
+    env.branch("dev")
+    dev = env.endpoint("dev").start()
+    assert dev.sql(CHECKSUM) == main.sql(CHECKSUM)
+    dev.sql("UPDATE t SET v = 'dev' WHERE i <= 50; CREATE TABLE dev_only (x int)")
+    main.sql("DELETE FROM t WHERE i > 50; CREATE TABLE main_only (x int)")
+    assert dev.value("SELECT count(*) FROM t WHERE v = 'dev'") == 50
+    assert dev.value("SELECT count(*) FROM t") == 100
+    assert main.value("SELECT count(*) FROM t WHERE v = 'old'") == 50
+    assert dev.value("SELECT to_regclass('main_only')") is None
+    assert main.value("SELECT to_regclass('dev_only')") is None
+    dev.restart()
+    assert dev.value("SELECT count(*) FROM t WHERE v = 'dev'") == 50
+
+
+def test_branch_of_branch_of_branch(neon_simple_env: NeonEnv):
+    env = neon_simple_env
+    endpoint = env.endpoint("main").start()
+    endpoint.sql("CREATE TABLE t (depth int)")
+    for depth in range(1, 6):
+        endpoint.sql(f"INSERT INTO t VALUES ({depth})")
+        parent = "main" if depth == 1 else f"b{depth - 1}"
+        env.branch(f"b{depth}", parent)
+        endpoint.stop()
+        endpoint = env.endpoint(f"b{depth}").start()
+        assert endpoint.sql("SELECT depth FROM t ORDER BY 1") == [(d,) for d in range(1, depth + 1)]
+
+
+def test_branches_at_recorded_lsns(neon_env_builder: NeonEnvBuilder):
+    """20 points during a workload that does not fit the buffers, half of them before a pageserver restart."""
+    env = neon_env_builder.start()
+    main = env.endpoint("main").set(shared_buffers="1MB").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
+    recorded = []
+    for step in range(20):
+        main.sql(
+            f"INSERT INTO t SELECT i, repeat('{step}', 300) FROM generate_series({step * 500}, {step * 500 + 499}) i;"
+            f"UPDATE t SET v = v || '{step}' WHERE i % 20 = {step}; DELETE FROM t WHERE i % 997 = {step}"
+        )
+        if step % 6 == 5:
+            main.sql("VACUUM t")
+        recorded.append((main.lsn(), main.sql(CHECKSUM)))
+        if step == 10:
+            env.pageserver.stop()
+            env.pageserver.start()
+    for number, (lsn, expected) in enumerate(recorded):
+        env.branch(f"at{number}", lsn=lsn)
+        endpoint = env.endpoint(f"at{number}").start()
+        assert endpoint.sql(CHECKSUM) == expected, f"branch at {lsn}"
+        assert endpoint.sql("SELECT count(*) FROM t WHERE v LIKE '%never%'") == [(0,)]
+        endpoint.stop()
+    assert main.sql(CHECKSUM) == recorded[-1][1]
+
+
+def test_read_only_endpoint_at_an_lsn(neon_simple_env: NeonEnv):
+    env = neon_simple_env
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int, v text); INSERT INTO t VALUES (1, 'then')")
+    lsn = main.lsn()
+    main.sql("UPDATE t SET v = 'now'; INSERT INTO t VALUES (2, 'now')")
+    then = env.endpoint("then", branch="main", lsn=lsn).start()
+    assert then.sql("SELECT i, v FROM t") == [(1, "then")]
+    assert main.sql("SELECT i, v FROM t ORDER BY i") == [(1, "now"), (2, "now")]
+    assert then.value("SELECT pg_is_in_recovery()")
