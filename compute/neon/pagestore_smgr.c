@@ -1,0 +1,451 @@
+/*
+ * pagestore_smgr.c
+ *	  The storage manager: what the server calls instead of md.c.
+ *
+ * Writing: a page that leaves shared buffers is not sent anywhere. The WAL describes it, the page
+ * server reads the WAL, and only the LSN up to which it does is kept (last_written_lsn.c). What the WAL
+ * does not describe is kept in the overlay (overlay.c); page_fate() decides.
+ *
+ * Reading: overlay first, then the page server. (A local file cache belongs between the two: both
+ * places are in read_page(), and every page that becomes stale passes through save_page().)
+ *
+ * Sizes: the page server learns of a new block only from WAL, possibly later than other backends
+ * must see it, so what this compute changes is answered from the shared relation cache.
+ *
+ * A replica never writes. It reads at a fixed LSN or at the LSN it has replayed.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "access/xloginsert.h"
+#include "access/xlogrecovery.h"
+#include "access/xlogutils.h"
+#include "catalog/pg_tablespace_d.h"
+#include "miscadmin.h"
+#include "postmaster/interrupt.h"
+#include "storage/bufmgr.h"
+#include "storage/bufpage.h"
+
+#include "backpressure.h"
+#include "cluster_state.h"
+#include "last_written_lsn.h"
+#include "local_rels.h"
+#include "overlay.h"
+#include "pagestore_smgr.h"
+#include "relsize_cache.h"
+
+/* The mark at the end of a sequence's only page (SEQ_MAGIC in sequence.c). */
+#define SEQUENCE_MAGIC 0x1717
+
+typedef enum PageFate
+{
+	FATE_ZERO,					/* all zeros: what the page server answers for a block it never heard of */
+	FATE_IN_WAL,				/* the WAL up to some LSN has all that matters of it */
+	FATE_OVERLAY,				/* keep a copy */
+	FATE_OVERLAY_AND_WAL,		/* keep a copy, and log it so that it outlives this compute */
+} PageFate;
+
+/* Is this relation needed to let a connection in? */
+static bool
+is_shared_catalog(RelFileNode node)
+{
+	return node.spcNode == GLOBALTABLESPACE_OID;
+}
+
+/*
+ * Forks and relations of which every written page stays in the overlay, and of which the rest is
+ * as it was when the compute started.
+ *
+ * Visibility map: bits are cleared before the WAL record that says so is written, and without an LSN on
+ * the page, so there is no LSN at which it could safely be read back. Free space map: not in the WAL at all.
+ * Shared catalogs: the walproposer's own connection reads them; were that read to wait for WAL
+ * that only the walproposer can deliver, nothing would ever move again.
+ */
+static bool
+stays_local_once_written(RelFileNode node, ForkNumber fork)
+{
+	return fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM || is_shared_catalog(node);
+}
+
+/* Has a map page no bit or value set? */
+static bool
+is_blank(char *page)
+{
+	char	   *content = PageGetContents((Page) page);
+	Size		length = BLCKSZ - (content - page);
+
+	return content[0] == 0 && memcmp(content, content + 1, length - 1) == 0;
+}
+
+static bool
+is_sequence_page(char *page)
+{
+	return PageGetSpecialSize((Page) page) == MAXALIGN(sizeof(uint32)) &&
+		*(uint32 *) PageGetSpecialPointer((Page) page) == SEQUENCE_MAGIC;
+}
+
+/*
+ * WAL must not be written from the shutdown checkpoint on, which would end in a PANIC. The
+ * checkpointer is the only process left by then.
+ */
+static bool
+may_write_wal(void)
+{
+	return IsUnderPostmaster && XLogInsertAllowed() &&
+		!(MyAuxProcType == CheckpointerProcess && ShutdownRequestPending);
+}
+
+static PageFate
+page_fate(RelFileNode node, ForkNumber fork, char *page)
+{
+	XLogRecPtr	created_lsn;
+
+	if (PageIsNew((Page) page))
+		return FATE_ZERO;
+	/* No free space is what an absent page says too, so that need not outlive the compute. */
+	if (fork == FSM_FORKNUM && !is_blank(page) && may_write_wal())
+		return FATE_OVERLAY_AND_WAL;
+	if (stays_local_once_written(node, fork))
+		return FATE_OVERLAY;
+
+	/*
+	 * A page position in the WAL is newer than the relation, and never in the first segment. Smaller
+	 * values are not WAL positions: index builds use 0 and 1, unlogged GiST indexes a counter.
+	 */
+	created_lsn = relsize_get(node, fork).created_lsn;
+	if (PageGetLSN((Page) page) < Max(created_lsn, (XLogRecPtr) wal_segment_size))
+		return FATE_OVERLAY;
+	/* A sequence's record is 32 values ahead, so that most calls of nextval need none. */
+	if (is_sequence_page(page))
+		return FATE_OVERLAY;
+	return FATE_IN_WAL;
+}
+
+/* Disposes of a page that leaves shared buffers. */
+static void
+save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+	PageFate	fate = page_fate(node, fork, page);
+	XLogRecPtr	lsn = PageGetLSN((Page) page);
+	BufferTag	tag;
+
+	/*
+	 * A zero page may replace a block that was truncated away, and PD_ALL_VISIBLE is set by a record that does not
+	 * advance the page's LSN. All that matters of both is in the WAL up to here.
+	 */
+	if (fate == FATE_ZERO || (fork == MAIN_FORKNUM && PageIsAllVisible((Page) page)))
+		lsn = current_insert_lsn();
+
+	if (fate == FATE_OVERLAY_AND_WAL)
+	{
+		PGAlignedBlock copy;
+
+		/* log_newpage() sets the page's LSN, and we may hold no more than a share lock on the buffer. */
+		memcpy(copy.data, page, BLCKSZ);
+		lsn = log_newpage(&node, fork, blkno, copy.data, false);
+	}
+
+	if (fate == FATE_OVERLAY || fate == FATE_OVERLAY_AND_WAL)
+		overlay_store(reln, fork, blkno, page);
+	else
+		overlay_forget(reln, fork, blkno);
+	INIT_BUFFERTAG(tag, node, fork, blkno);
+	last_written_lsn_note(&tag, lsn);
+}
+
+/* The version a replica sees: what it has replayed. */
+static XLogRecPtr
+replica_lsn(void)
+{
+	XLogRecPtr	replayed = GetXLogReplayRecPtr(NULL);
+
+	/* The record it starts from exists only in the base backup. */
+	if (replayed <= cluster_state.start_record_end_lsn)
+		return cluster_state.base_lsn;
+	return lsn_skip_back_page_header(replayed);
+}
+
+/* Asks for the version at `lsn` or later; on a replica for the version it is at. */
+static void
+set_version(PageRequest *request, XLogRecPtr lsn)
+{
+	request->latest = !cluster_state.is_replica || !RecoveryInProgress();
+	request->lsn = request->latest ? lsn : replica_lsn();
+	/* The page server gets only what a quorum has, and the quorum only what has been flushed. */
+	if (request->latest && XLogNeedsFlush(lsn))
+		XLogFlush(lsn);
+}
+
+void
+pagestore_set_request_lsn(PageRequest *request)
+{
+	set_version(request, relsize_lost_changes() && !RecoveryInProgress() ?
+				current_insert_lsn() : last_written_lsn_floor());
+}
+
+static void
+set_page_version(PageRequest *request)
+{
+	BufferTag	tag;
+
+	if (is_shared_catalog(request->node))
+		set_version(request, cluster_state.base_lsn);
+	else if (stays_local_once_written(request->node, request->fork))
+		set_version(request, last_written_lsn_floor());
+	else
+	{
+		INIT_BUFFERTAG(tag, request->node, request->fork, request->blkno);
+		set_version(request, last_written_lsn_get(&tag));
+	}
+}
+
+static PageRequest
+fork_request(RequestKind kind, RelFileNode node, ForkNumber fork)
+{
+	PageRequest request = {.kind = kind, .node = node, .fork = fork};
+
+	if (is_shared_catalog(node))
+		set_version(&request, cluster_state.base_lsn);
+	else
+		pagestore_set_request_lsn(&request);
+	return request;
+}
+
+static bool
+pagestore_exists(SMgrRelation reln, ForkNumber fork)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+	ForkState	state;
+	PageRequest request;
+	bool		exists;
+
+	if (is_local_fork(reln->smgr_rnode, fork))
+		return mdexists(reln, fork);
+	state = relsize_get(node, fork);
+	if (state.existence != NOT_KNOWN)
+		return state.existence == KNOWN_PRESENT;
+
+	request = fork_request(REQUEST_EXISTS, node, fork);
+	exists = pagestream_exists(&request) || overlay_exists(node, fork);
+	relsize_learn_existence(node, fork, exists);
+	return exists;
+}
+
+static void
+pagestore_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+
+	if (fork == INIT_FORKNUM && !SmgrIsTemp(reln))
+		make_relation_local(reln);
+	if (is_local_fork(reln->smgr_rnode, fork))
+	{
+		mdcreate(reln, fork, isRedo);
+		if (!SmgrIsTemp(reln))
+			relsize_created(node, fork, GetXLogInsertRecPtr());
+		return;
+	}
+	/* Relation numbers are reused after a wraparound: the server looks for a local file only. */
+	if (fork == MAIN_FORKNUM && !isRedo && pagestore_exists(reln, fork))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_FILE),
+				 errmsg("could not create relation %s: it exists", relpath(reln->smgr_rnode, fork)),
+				 errhint("Try again: another relation number will be chosen.")));
+	/* In other tablespaces a file stands for the relation: DROP TABLESPACE looks whether there is one. */
+	if (node.spcNode != DEFAULTTABLESPACE_OID && !is_shared_catalog(node))
+		mdcreate(reln, fork, true);
+	relsize_created(node, fork, isRedo ? InvalidXLogRecPtr : GetXLogInsertRecPtr());
+}
+
+static void
+unlink_fork(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
+{
+	if (RelFileNodeBackendIsTemp(rnode))
+	{
+		mdunlink(rnode, fork, isRedo);
+		return;
+	}
+	/* The init fork, which marks the relation as local, is the last to go. */
+	if (is_local_fork(rnode, fork))
+		mdunlink(rnode, fork, isRedo);
+	else
+		overlay_drop(rnode, fork);
+	relsize_dropped(rnode.node, fork);
+}
+
+static void
+pagestore_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
+{
+	if (fork != InvalidForkNumber)
+	{
+		unlink_fork(rnode, fork, isRedo);
+		return;
+	}
+	for (fork = MAIN_FORKNUM; fork <= MAX_FORKNUM; fork++)
+		unlink_fork(rnode, fork, isRedo);
+}
+
+static void
+pagestore_extend(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page, bool skipFsync)
+{
+	if (is_local_fork(reln->smgr_rnode, fork))
+	{
+		mdextend(reln, fork, blkno, page, skipFsync);
+		return;
+	}
+	if (blkno == InvalidBlockNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("cannot extend relation %s beyond %u blocks",
+						relpath(reln->smgr_rnode, fork), InvalidBlockNumber)));
+	if (!RecoveryInProgress())
+	{
+		check_cluster_size();
+		throttle_briefly();
+		save_page(reln, fork, blkno, page);
+	}
+	relsize_extended(reln->smgr_rnode.node, fork, blkno + 1);
+}
+
+static void
+pagestore_write(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page, bool skipFsync)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+	BlockNumber nblocks;
+
+	if (is_local_fork(reln->smgr_rnode, fork))
+	{
+		mdwrite(reln, fork, blkno, page, skipFsync);
+		return;
+	}
+	if (RecoveryInProgress())
+		return;
+	save_page(reln, fork, blkno, page);
+	/* A size that was forgotten and asked for again may not cover a page that was in a buffer all the time. */
+	nblocks = relsize_get(node, fork).nblocks;
+	if (nblocks != InvalidBlockNumber && nblocks <= blkno)
+		relsize_extended(node, fork, blkno + 1);
+}
+
+static bool
+pagestore_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
+
+	if (is_local_fork(reln->smgr_rnode, fork))
+		return mdprefetch(reln, fork, blkno);
+	if (!overlay_exists(node, fork))
+	{
+		set_page_version(&request);
+		pagestream_prefetch(&request);
+	}
+	return true;
+}
+
+/* Reads a page from wherever its newest version is. */
+static void
+read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
+
+	if (overlay_read(reln, fork, blkno, page))
+		return;
+	set_page_version(&request);
+	pagestream_get_page(&request, page);
+}
+
+static void
+pagestore_read(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
+{
+	BlockNumber nblocks;
+
+	if (is_local_fork(reln->smgr_rnode, fork))
+	{
+		mdread(reln, fork, blkno, page);
+		return;
+	}
+	nblocks = relsize_get(reln->smgr_rnode.node, fork).nblocks;
+	if (nblocks != InvalidBlockNumber && nblocks <= blkno)
+	{
+		if (!zero_damaged_pages && !InRecovery)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("could not read block %u of relation %s: it has only %u blocks",
+							blkno, relpath(reln->smgr_rnode, fork), nblocks)));
+		MemSet(page, 0, BLCKSZ);
+		return;
+	}
+	if (!RecoveryInProgress())
+		throttle_briefly();
+	read_page(reln, fork, blkno, page);
+}
+
+static void
+pagestore_writeback(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, BlockNumber nblocks)
+{
+	if (is_local_fork(reln->smgr_rnode, fork))
+		mdwriteback(reln, fork, blkno, nblocks);
+}
+
+static BlockNumber
+pagestore_nblocks(SMgrRelation reln, ForkNumber fork)
+{
+	RelFileNode node = reln->smgr_rnode.node;
+	BlockNumber nblocks;
+	PageRequest request;
+
+	if (is_local_fork(reln->smgr_rnode, fork))
+		return mdnblocks(reln, fork);
+	nblocks = relsize_get(node, fork).nblocks;
+	if (nblocks != InvalidBlockNumber)
+		return nblocks;
+
+	request = fork_request(REQUEST_NBLOCKS, node, fork);
+	nblocks = pagestream_nblocks(&request);
+	nblocks = Max(nblocks, overlay_nblocks(reln, fork));
+	/* A hot standby's relations grow by replay too, which keeps the cache up to date. */
+	relsize_learn_nblocks(node, fork, nblocks);
+	return nblocks;
+}
+
+static void
+pagestore_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks, BlockNumber nblocks)
+{
+	if (is_local_fork(reln->smgr_rnode, fork))
+	{
+		mdtruncate(reln, fork, old_blocks, nblocks);
+		return;
+	}
+	if (nblocks > old_blocks)
+		return;
+	overlay_truncate(reln, fork, nblocks);
+	relsize_truncated(reln->smgr_rnode.node, fork, nblocks);
+}
+
+static void
+pagestore_immedsync(SMgrRelation reln, ForkNumber fork)
+{
+	/* Nothing local has to survive a crash of the machine. */
+}
+
+const SmgrCallbacks pagestore_callbacks = {
+	.init = mdinit,
+	.shutdown = NULL,
+	/* md.c's state of an SMgrRelation is used for local files. */
+	.open = mdopen,
+	.close = mdclose,
+	.create = pagestore_create,
+	.exists = pagestore_exists,
+	.unlink = pagestore_unlink,
+	.extend = pagestore_extend,
+	.prefetch = pagestore_prefetch,
+	.read = pagestore_read,
+	.write = pagestore_write,
+	.writeback = pagestore_writeback,
+	.nblocks = pagestore_nblocks,
+	.truncate = pagestore_truncate,
+	.immedsync = pagestore_immedsync,
+};

@@ -1,0 +1,363 @@
+/*
+ * pagestream.c
+ *	  Requests to the page server: pipelining and read-ahead over one connection.
+ *
+ * Responses come in the order of the requests. All requests, waited for or sent ahead, pass through one ring:
+ *
+ *		tail ........ received ........ head
+ *		 answered,      in flight
+ *		 not used yet
+ *
+ * An ERROR (a cancelled query, say) while waiting leaves the ring valid: the answer is filed under
+ * its request when it comes, and dropped when room is needed. When the connection breaks, the ring
+ * is emptied and the one request being waited for is sent again.
+ *
+ * A page that was asked for ahead is used only if the request's LSN is no lower than the LSN the
+ * page must now be read at: in between it may have been read, changed and evicted.
+ */
+#include "postgres.h"
+
+#include "libpq-fe.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+
+#include "neon.h"
+#include "pageserver_conn.h"
+#include "pagestream.h"
+
+/* Upper limit of neon.readahead_buffer_size. */
+#define RING_SLOTS 1024
+
+#define RESPONSE_TAG(kind) ((kind) + 100)
+#define RESPONSE_TAG_ERROR 103
+
+/* Longest request: tag, latest, lsn, relation, fork, block. */
+#define REQUEST_LEN_MAX (1 + 1 + 8 + 12 + 1 + 4)
+
+typedef struct RingSlot
+{
+	PageRequest request;
+	ReceivedMessage response;	/* data is NULL until it came, and after it was used */
+} RingSlot;
+
+static RingSlot ring[RING_SLOTS];
+
+/* Positions only grow; the slot is the position modulo RING_SLOTS. tail <= received <= head. */
+static uint64 ring_tail;
+static uint64 ring_received;
+static uint64 ring_head;
+
+/* Requests queued since the last flush. */
+static int	unflushed;
+
+static RingSlot *
+slot_at(uint64 position)
+{
+	return &ring[position % RING_SLOTS];
+}
+
+static void
+release_response(RingSlot *slot)
+{
+	PQfreemem(slot->response.data);
+	slot->response.data = NULL;
+}
+
+static void
+empty_ring(void)
+{
+	for (; ring_tail < ring_received; ring_tail++)
+		release_response(slot_at(ring_tail));
+	ring_tail = ring_received = ring_head;
+	unflushed = 0;
+}
+
+static char *
+put_uint32(char *to, uint32 value)
+{
+	uint32		network = pg_hton32(value);
+
+	memcpy(to, &network, sizeof(network));
+	return to + sizeof(network);
+}
+
+/* Writes the request as it goes over the wire; returns its length in bytes. */
+static int
+encode_request(const PageRequest *request, char *out)
+{
+	char	   *to = out;
+	uint64		lsn = pg_hton64(request->lsn);
+
+	*to++ = (char) request->kind;
+	*to++ = request->latest ? 1 : 0;
+	memcpy(to, &lsn, sizeof(lsn));
+	to += sizeof(lsn);
+	if (request->kind == REQUEST_DBSIZE)
+		return put_uint32(to, request->node.dbNode) - out;
+	to = put_uint32(to, request->node.spcNode);
+	to = put_uint32(to, request->node.dbNode);
+	to = put_uint32(to, request->node.relNode);
+	*to++ = (char) request->fork;
+	if (request->kind == REQUEST_GETPAGE)
+		to = put_uint32(to, request->blkno);
+	return to - out;
+}
+
+/* Queues the request at the head of the ring, which has room. False if the connection broke. */
+static bool
+enqueue(const PageRequest *request)
+{
+	char		message[REQUEST_LEN_MAX];
+	int			length = encode_request(request, message);
+	RingSlot   *slot = slot_at(ring_head);
+
+	if (!pageserver_send(message, length))
+	{
+		empty_ring();
+		return false;
+	}
+	slot->request = *request;
+	slot->response.data = NULL;
+	ring_head++;
+	unflushed++;
+	return true;
+}
+
+/* Files a response under the oldest unanswered request. */
+static void
+file_response(ReceivedMessage message)
+{
+	if (ring_received == ring_head)
+	{
+		PQfreemem(message.data);
+		pageserver_disconnect();
+		empty_ring();
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the page server sent a response that nobody asked for")));
+	}
+	slot_at(ring_received)->response = message;
+	ring_received++;
+}
+
+/* Waits for one more response. False if the connection broke. */
+static bool
+receive_one(TimestampTz deadline)
+{
+	ReceivedMessage message;
+
+	unflushed = 0;
+	if (pageserver_receive_wait(&message, deadline) == DISCONNECTED)
+	{
+		empty_ring();
+		return false;
+	}
+	file_response(message);
+	return true;
+}
+
+/* Takes responses that are there already. False if the connection broke. */
+static bool
+receive_available(void)
+{
+	while (ring_received < ring_head)
+	{
+		ReceivedMessage message;
+		ReceiveResult result = pageserver_receive(&message);
+
+		if (result == NOTHING_YET)
+			return true;
+		if (result == DISCONNECTED)
+		{
+			empty_ring();
+			return false;
+		}
+		file_response(message);
+	}
+	return true;
+}
+
+static bool
+ring_is_full(void)
+{
+	return ring_head - ring_tail >= Min(neon_readahead_buffer_size, RING_SLOTS);
+}
+
+/* Drops answers from the tail that were used, and unused ones while the ring is full. */
+static void
+shrink_ring(void)
+{
+	while (ring_tail < ring_received &&
+		   (slot_at(ring_tail)->response.data == NULL || ring_is_full()))
+	{
+		release_response(slot_at(ring_tail));
+		ring_tail++;
+	}
+}
+
+/* Is this slot's page, there or on its way, the one that is wanted now? */
+static bool
+slot_serves(const RingSlot *slot, const PageRequest *wanted)
+{
+	const PageRequest *sent = &slot->request;
+
+	return sent->kind == REQUEST_GETPAGE && sent->blkno == wanted->blkno &&
+		sent->fork == wanted->fork && RelFileNodeEquals(sent->node, wanted->node) &&
+		sent->latest == wanted->latest &&
+		(wanted->latest ? sent->lsn >= wanted->lsn : sent->lsn == wanted->lsn);
+}
+
+/* Position of a page asked for ahead, or ring_head if there is none. */
+static uint64
+find_prefetched(const PageRequest *wanted)
+{
+	uint64		position = ring_tail;
+
+	for (; position < ring_head; position++)
+	{
+		RingSlot   *slot = slot_at(position);
+		bool		used = position < ring_received && slot->response.data == NULL;
+
+		if (!used && slot_serves(slot, wanted))
+			break;
+	}
+	return position;
+}
+
+void
+pagestream_prefetch(const PageRequest *request)
+{
+	/* Reading ahead is not worth waiting for a connection. */
+	if (!pageserver_connected() || !receive_available())
+		return;
+	if (find_prefetched(request) < ring_head)
+		return;
+	shrink_ring();
+	if (ring_is_full() || !enqueue(request))
+		return;
+	if (unflushed >= neon_flush_output_after)
+	{
+		unflushed = 0;
+		if (!pageserver_flush())
+			empty_ring();
+	}
+}
+
+/* Sends the request, and waits until its response has arrived. False if the connection broke. */
+static bool
+try_call(const PageRequest *request, TimestampTz deadline, ReceivedMessage *response)
+{
+	uint64		position = request->kind == REQUEST_GETPAGE ? find_prefetched(request) : ring_head;
+
+	if (position == ring_head)
+	{
+		for (shrink_ring(); ring_is_full(); shrink_ring())
+		{
+			if (!receive_one(deadline))
+				return false;
+		}
+		position = ring_head;
+		if (!enqueue(request))
+			return false;
+	}
+	while (ring_received <= position)
+	{
+		if (!receive_one(deadline))
+			return false;
+	}
+	*response = slot_at(position)->response;
+	slot_at(position)->response.data = NULL;
+	shrink_ring();
+	return true;
+}
+
+static const char *
+request_name(const PageRequest *request)
+{
+	if (request->kind == REQUEST_DBSIZE)
+		return psprintf("the size of database %u", request->node.dbNode);
+	if (request->kind == REQUEST_GETPAGE)
+		return psprintf("block %u of relation %s", request->blkno,
+						relpathperm(request->node, request->fork));
+	return psprintf("the size of relation %s", relpathperm(request->node, request->fork));
+}
+
+/* Raises what the page server answered instead of a result of `length` bytes. */
+static void
+report_bad_response(const PageRequest *request, ReceivedMessage response)
+{
+	if (response.length >= 1 && (uint8) response.data[0] == RESPONSE_TAG_ERROR)
+	{
+		char	   *text = pnstrdup(response.data + 1, response.length - 1);
+
+		PQfreemem(response.data);
+		ereport(ERROR,
+				(errcode(ERRCODE_IO_ERROR),
+				 errmsg("could not read %s from the page server at LSN %X/%X: %s",
+						request_name(request), LSN_FORMAT_ARGS(request->lsn), text)));
+	}
+	PQfreemem(response.data);
+	/* The stream may be out of step: start over with a new one. */
+	pageserver_disconnect();
+	empty_ring();
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("the page server sent a malformed response to the request for %s",
+					request_name(request))));
+}
+
+/* One request with its answer: `length` bytes into `result`. */
+static void
+call(const PageRequest *request, char *result, int length)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   neon_pageserver_timeout_s * INT64CONST(1000));
+	ReceivedMessage response;
+
+	do
+	{
+		pageserver_connect(deadline);
+	} while (!try_call(request, deadline, &response));
+
+	if (response.length != 1 + length || (uint8) response.data[0] != RESPONSE_TAG(request->kind))
+		report_bad_response(request, response);
+	memcpy(result, response.data + 1, length);
+	PQfreemem(response.data);
+}
+
+void
+pagestream_get_page(const PageRequest *request, char *page)
+{
+	Assert(request->kind == REQUEST_GETPAGE);
+	call(request, page, BLCKSZ);
+}
+
+bool
+pagestream_exists(const PageRequest *request)
+{
+	char		result;
+
+	Assert(request->kind == REQUEST_EXISTS);
+	call(request, &result, sizeof(result));
+	return result != 0;
+}
+
+BlockNumber
+pagestream_nblocks(const PageRequest *request)
+{
+	uint32		result;
+
+	Assert(request->kind == REQUEST_NBLOCKS);
+	call(request, (char *) &result, sizeof(result));
+	return pg_ntoh32(result);
+}
+
+int64
+pagestream_database_size(const PageRequest *request)
+{
+	uint64		result;
+
+	Assert(request->kind == REQUEST_DBSIZE);
+	call(request, (char *) &result, sizeof(result));
+	return (int64) pg_ntoh64(result);
+}
