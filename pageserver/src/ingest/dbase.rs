@@ -61,7 +61,9 @@ pub(super) async fn ingest_tablespace<S: ReadStore>(
     m: &mut Modification<'_, S>,
     cx: &Context<'_>,
 ) -> Result<(), IngestFault> {
-    let spcnode = Cursor::new(&cx.record.main_data).u32().map_err(IngestFault::malformed)?;
+    let spcnode = Cursor::new(&cx.record.main_data)
+        .u32()
+        .map_err(IngestFault::malformed)?;
     let tablespace = DbId { spcnode, dbnode: 0 };
     match cx.record.rmgr_info() {
         rmgr::XLOG_TBLSPC_CREATE => m.create_database(tablespace).await?,

@@ -25,6 +25,7 @@ mod xact;
 mod xlog;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use postgres_ffi::v15::decode::{DecodeError, decode_record};
@@ -33,9 +34,11 @@ use postgres_ffi::v15::rmgr;
 use utils::lsn::{Lsn, RecordLsn};
 
 use self::counters::Counters;
+pub(crate) use self::dbase::RELMAP_LEN;
 use crate::pgdatadir::cache::MetadataCache;
 use crate::pgdatadir::modification::Modification;
 use crate::pgdatadir::{self, DataError};
+use crate::timeline::memory_store::MemoryStore;
 use crate::timeline::store::{ReadStore, WriteBatch};
 
 /// WAL after which the values collected go to the store, in bytes.
@@ -59,6 +62,21 @@ pub trait WriteStore: Send {
 
     /// Everything up to the end of this record has been put: readers may see it.
     fn advance(&mut self, record: RecordLsn);
+}
+
+impl WriteStore for Arc<MemoryStore> {
+    type Reader = MemoryStore;
+
+    fn reader(&self) -> &MemoryStore {
+        self
+    }
+
+    async fn put(&mut self, batch: WriteBatch) -> Result<(), WriteError> {
+        MemoryStore::put(self, batch);
+        Ok(())
+    }
+
+    fn advance(&mut self, _record: RecordLsn) {}
 }
 
 /// Why a record could not be ingested.

@@ -19,9 +19,12 @@ pub fn reconstruct(
     if records.is_empty() {
         return Ok(base);
     }
-    Err(ReadError::Redo {
-        key,
-        lsn,
-        source: "WAL redo is not linked in yet".into(),
-    })
+    match wal_redo::reconstruct(key, base, records) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => Err(ReadError::Redo {
+            key,
+            lsn,
+            source: error.into(),
+        }),
+    }
 }

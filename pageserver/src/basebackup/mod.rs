@@ -1,0 +1,299 @@
+//! Base backup: the data directory of a stock PostgreSQL server at an LSN, as a tar archive.
+//!
+//! Two kinds. The one a compute starts from has everything that is not a relation, and the init forks of unlogged
+//! relations; its cost depends on neither the size nor the number of relations. A full one has all relations and
+//! starts a server that needs no pageserver.
+//!
+//! The server starts from either without recovery: the control file says "shut down" and points at a shutdown
+//! checkpoint record at the very LSN, in a WAL segment that is otherwise empty. That record becomes part of the
+//! timeline's WAL, so it carries the true start of the record before it wherever that is known.
+//!
+//! Invariant: an archive that ends with the end mark is complete. On an error it ends without.
+
+mod skeleton;
+mod tar;
+
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pageserver_api::key;
+use pageserver_api::reltag::{Fork, RelTag, SlruKind};
+use postgres_ffi::c_struct::CStruct;
+use postgres_ffi::v15::checkpoint::CheckPoint;
+use postgres_ffi::v15::control_file::{ControlFile, ControlFileError};
+use postgres_ffi::v15::encode::{WalIdentity, shutdown_checkpoint};
+use postgres_ffi::v15::{BLCKSZ, WAL_SEGMENT_SIZE};
+use tokio::io::AsyncWrite;
+use utils::lsn::Lsn;
+
+use self::tar::TarWriter;
+use crate::import::path::{SEGMENT_BLOCKS, wal_segment_name};
+use crate::pgdatadir::{self, DEFAULT_TABLESPACE, DataError, DbId, GLOBAL_TABLESPACE};
+use crate::timeline::store::ReadStore;
+
+/// Pages read at a time from a relation.
+const PAGES_PER_READ: u32 = 128;
+/// Major version, the whole contents of `PG_VERSION`.
+const PG_VERSION: &[u8] = b"15";
+/// Directory of our databases in a tablespace: major version and catalog version of PostgreSQL 15.
+const TABLESPACE_VERSION_DIRECTORY: &str = "PG_15_202209061";
+
+/// Which relations the archive has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BackupKind {
+    /// Init forks only: the relations stay with the pageserver.
+    Compute,
+    /// All.
+    Full,
+}
+
+/// What to write.
+#[derive(Clone, Copy, Debug)]
+pub struct BackupSpec {
+    /// State of which LSN. A record boundary, already waited for.
+    pub lsn: Lsn,
+    /// Start of the record that ends at `lsn`, 0 if unknown.
+    pub prev_lsn: Lsn,
+    /// With relations or without.
+    pub kind: BackupKind,
+}
+
+/// Why an archive could not be written to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The timeline could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The receiver is gone or failed.
+    #[error("cannot write the base backup")]
+    Write(#[from] io::Error),
+    /// The stored control file is damaged.
+    #[error("the timeline's control file is damaged")]
+    ControlFile(#[from] ControlFileError),
+    /// The stored checkpoint is damaged.
+    #[error("the timeline's checkpoint is damaged")]
+    CheckPoint(#[from] postgres_ffi::cursor::Truncated),
+}
+
+/// Writes the archive. Waits whenever `out` does not take more; of the timeline it holds some 100 pages at a time.
+pub async fn write<S, W>(store: &S, spec: BackupSpec, out: &mut W) -> Result<(), BackupError>
+where
+    S: ReadStore,
+    W: AsyncWrite + Unpin + Send,
+{
+    let mut backup = Backup {
+        store,
+        spec,
+        tar: TarWriter::new(out),
+    };
+    backup.skeleton().await?;
+    for kind in SlruKind::ALL {
+        backup.slru(kind).await?;
+    }
+    let databases = pgdatadir::databases(store, spec.lsn).await?.dbs;
+    for (db, has_relmap) in databases {
+        backup.database(db, has_relmap).await?;
+    }
+    backup.prepared_transactions().await?;
+    backup.signal().await?;
+    backup.control_file_and_wal().await?;
+    Ok(backup.tar.finish().await?)
+}
+
+struct Backup<'a, S, W> {
+    store: &'a S,
+    spec: BackupSpec,
+    tar: TarWriter<'a, W>,
+}
+
+impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
+    async fn skeleton(&mut self) -> Result<(), BackupError> {
+        for directory in skeleton::DIRECTORIES {
+            self.tar.directory(directory).await?;
+        }
+        for (path, contents) in skeleton::FILES {
+            self.tar.file(path, contents.as_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    async fn slru(&mut self, kind: SlruKind) -> Result<(), BackupError> {
+        let lsn = self.spec.lsn;
+        for segno in pgdatadir::slru_segments(self.store, kind, lsn).await?.numbers {
+            let blocks = pgdatadir::slru_segment_size(self.store, kind, segno, lsn).await?;
+            let path = format!("{}/{segno:04X}", kind.directory());
+            self.tar
+                .begin_file(&path, u64::from(blocks) * BLCKSZ as u64)
+                .await?;
+            let keys: Vec<_> = (0..blocks)
+                .map(|block| key::slru_block_key(kind, segno, block))
+                .collect();
+            let pages = self.store.get_many(&keys, lsn).await.map_err(DataError::from)?;
+            for (key, page) in keys.iter().zip(pages) {
+                // A clog page may have the time of its latest commit behind it.
+                let page = page.as_ref().and_then(|page| page.get(..BLCKSZ));
+                let lost = || DataError::Damaged {
+                    key: *key,
+                    lsn,
+                    reason: "not a page".to_owned(),
+                };
+                self.tar.append(page.ok_or_else(lost)?).await?;
+            }
+            if blocks == 0 {
+                self.tar.append_zeros().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn database(&mut self, db: DbId, has_relmap: bool) -> Result<(), BackupError> {
+        let directory = database_directory(db);
+        if db.spcnode == GLOBAL_TABLESPACE {
+            self.tar.file("PG_VERSION", PG_VERSION).await?;
+        } else {
+            if db.spcnode != DEFAULT_TABLESPACE {
+                // A directory where a server elsewhere has a link, as `allow_in_place_tablespaces` makes it.
+                self.tar.directory(&format!("pg_tblspc/{}", db.spcnode)).await?;
+                self.tar.directory(&tablespace_directory(db.spcnode)).await?;
+                if db.dbnode == 0 {
+                    return Ok(());
+                }
+            }
+            self.tar.directory(&directory).await?;
+            if has_relmap {
+                self.tar
+                    .file(&format!("{directory}/PG_VERSION"), PG_VERSION)
+                    .await?;
+            }
+        }
+        if has_relmap {
+            let lost = || DataError::Missing {
+                what: format!("relation map of {directory}"),
+                lsn: self.spec.lsn,
+            };
+            let relmap = pgdatadir::relmap(self.store, db, self.spec.lsn)
+                .await?
+                .ok_or_else(lost)?;
+            self.tar
+                .file(&format!("{directory}/pg_filenode.map"), &relmap)
+                .await?;
+        }
+        self.relations(db, &directory).await
+    }
+
+    async fn relations(&mut self, db: DbId, directory: &str) -> Result<(), BackupError> {
+        let lsn = self.spec.lsn;
+        let init_forks = pgdatadir::list_rels_of_fork(self.store, db, Fork::Init, lsn).await?;
+        let sizes = pgdatadir::rel_sizes(self.store, &init_forks, lsn).await?;
+        for (rel, size) in init_forks.into_iter().zip(sizes) {
+            self.relation(rel, size, &format!("{directory}/{}_init", rel.relnode))
+                .await?;
+            self.relation(rel, size, &format!("{directory}/{}", rel.relnode))
+                .await?;
+        }
+        if self.spec.kind == BackupKind::Compute {
+            return Ok(());
+        }
+        let mut rels = pgdatadir::list_rels(self.store, db, lsn).await?;
+        let has_init: std::collections::HashSet<u32> = rels
+            .iter()
+            .filter(|rel| rel.fork == Fork::Init)
+            .map(|rel| rel.relnode)
+            .collect();
+        // The main fork of an unlogged relation was written above.
+        rels.retain(|rel| {
+            rel.fork != Fork::Init && !(rel.fork == Fork::Main && has_init.contains(&rel.relnode))
+        });
+        let sizes = pgdatadir::rel_sizes(self.store, &rels, lsn).await?;
+        for (rel, size) in rels.into_iter().zip(sizes) {
+            self.relation(
+                rel,
+                size,
+                &format!("{directory}/{}{}", rel.relnode, rel.fork.file_suffix()),
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// One relation fork, in as many files as PostgreSQL would have.
+    async fn relation(&mut self, rel: RelTag, size: u32, path: &str) -> Result<(), BackupError> {
+        if size == 0 {
+            return Ok(self.tar.file(path, b"").await?);
+        }
+        for (segment, start) in (0..size).step_by(SEGMENT_BLOCKS as usize).enumerate() {
+            let end = size.min(start.saturating_add(SEGMENT_BLOCKS));
+            let path = if segment == 0 {
+                path.to_owned()
+            } else {
+                format!("{path}.{segment}")
+            };
+            self.tar
+                .begin_file(&path, u64::from(end - start) * BLCKSZ as u64)
+                .await?;
+            for from in (start..end).step_by(PAGES_PER_READ as usize) {
+                let blocks = from..end.min(from.saturating_add(PAGES_PER_READ));
+                for page in pgdatadir::rel_pages(self.store, rel, blocks, self.spec.lsn).await? {
+                    self.tar.append(&page).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn prepared_transactions(&mut self) -> Result<(), BackupError> {
+        let lsn = self.spec.lsn;
+        for xid in pgdatadir::twophase_xids(self.store, lsn).await?.numbers {
+            let mut state = pgdatadir::twophase_file(self.store, xid, lsn).await?.to_vec();
+            let crc = crc32c::crc32c(&state);
+            state.extend_from_slice(&crc.to_le_bytes());
+            self.tar.file(&format!("pg_twophase/{xid:08X}"), &state).await?;
+        }
+        Ok(())
+    }
+
+    /// For people and for importing the archive: nothing that starts a server depends on it.
+    async fn signal(&mut self) -> Result<(), BackupError> {
+        let prev_lsn = self.spec.prev_lsn;
+        let text = if prev_lsn.is_valid() {
+            format!("PREV LSN: {prev_lsn}")
+        } else {
+            "PREV LSN: invalid".to_owned()
+        };
+        Ok(self.tar.file("neon.signal", text.as_bytes()).await?)
+    }
+
+    async fn control_file_and_wal(&mut self) -> Result<(), BackupError> {
+        let BackupSpec { lsn, prev_lsn, .. } = self.spec;
+        let mut control = ControlFile::from_file(&pgdatadir::control_file(self.store, lsn).await?)?;
+        let mut checkpoint = CheckPoint::decode(&pgdatadir::checkpoint(self.store, lsn).await?)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        checkpoint.time = now.as_secs() as i64;
+        let identity = WalIdentity {
+            system_id: control.system_identifier,
+            segment_size: WAL_SEGMENT_SIZE,
+        };
+        let shutdown = shutdown_checkpoint(identity, lsn.align_up(), prev_lsn, &checkpoint);
+        control.set_shut_down(shutdown.place.start, shutdown.checkpoint);
+        self.tar.file("global/pg_control", &control.to_file()).await?;
+        for (number, wal) in shutdown.segments {
+            self.tar
+                .file(&format!("pg_wal/{}", wal_segment_name(number)), &wal)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn tablespace_directory(spcnode: u32) -> String {
+    format!("pg_tblspc/{spcnode}/{TABLESPACE_VERSION_DIRECTORY}")
+}
+
+/// Where the files of a database are, relative to the data directory.
+fn database_directory(db: DbId) -> String {
+    match db.spcnode {
+        GLOBAL_TABLESPACE => "global".to_owned(),
+        DEFAULT_TABLESPACE => format!("base/{}", db.dbnode),
+        spcnode => format!("{}/{}", tablespace_directory(spcnode), db.dbnode),
+    }
+}
