@@ -28,8 +28,9 @@
 /* Upper limit of neon.readahead_buffer_size. */
 #define RING_SLOTS 1024
 
-#define RESPONSE_TAG(kind) ((kind) + 100)
+/* Tags of responses on the wire: 100 more than the request's, with a place kept for errors. */
 #define RESPONSE_TAG_ERROR 103
+#define RESPONSE_TAG(kind) ((kind) + 100 < RESPONSE_TAG_ERROR ? (kind) + 100 : (kind) + 101)
 
 /* Longest request: tag, latest, lsn, relation, fork, block. */
 #define REQUEST_LEN_MAX (1 + 1 + 8 + 12 + 1 + 4)

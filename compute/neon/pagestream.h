@@ -10,7 +10,7 @@
 #include "storage/block.h"
 #include "storage/relfilenode.h"
 
-/* Tags of requests on the wire; a response's tag is that of its request plus 100. */
+/* Tags of requests on the wire. */
 typedef enum RequestKind
 {
 	REQUEST_EXISTS = 0,
