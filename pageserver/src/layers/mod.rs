@@ -1,5 +1,9 @@
 //! Layers: what a timeline's history is made of.
 
+pub mod budget;
+pub mod in_memory;
+pub mod read_state;
+
 use std::path::PathBuf;
 
 /// A layer file cannot be used.

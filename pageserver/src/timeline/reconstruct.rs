@@ -19,12 +19,11 @@ pub fn reconstruct(
     if records.is_empty() {
         return Ok(base);
     }
-    match wal_redo::reconstruct(key, base, records) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) => Err(ReadError::Redo {
+    wal_redo::reconstruct(key, base, records)
+        .map(Some)
+        .map_err(|source| ReadError::Redo {
             key,
             lsn,
-            source: error.into(),
-        }),
-    }
+            source: Box::new(source),
+        })
 }

@@ -1,0 +1,54 @@
+//! What a read has found of one key so far, from the newest version down.
+
+use bytes::Bytes;
+use pageserver_api::key::Key;
+use pageserver_api::value::{Value, WalRecord};
+use smallvec::SmallVec;
+use utils::lsn::Lsn;
+
+/// One key's way down through the layers.
+///
+/// Invariant: everything at or above `upper` has been found or is not wanted, so each version is added once,
+/// in descending order, whatever layers overlap.
+#[derive(Debug)]
+pub struct ReadState {
+    /// The key.
+    pub key: Key,
+    /// Only versions below this LSN are still missing.
+    pub upper: Lsn,
+    /// The newest image below the records.
+    pub base: Option<Bytes>,
+    /// Records newer than the base, newest first.
+    pub records: SmallVec<[(Lsn, WalRecord); 4]>,
+    /// Whether no older version is needed.
+    pub complete: bool,
+}
+
+impl ReadState {
+    /// Nothing found yet; versions below `upper` are wanted.
+    pub fn new(key: Key, upper: Lsn) -> Self {
+        ReadState {
+            key,
+            upper,
+            base: None,
+            records: SmallVec::new(),
+            complete: false,
+        }
+    }
+
+    /// Takes the next older version. Returns whether no older one is needed.
+    pub fn add(&mut self, lsn: Lsn, value: Value) -> bool {
+        assert!(
+            !self.complete && lsn < self.upper,
+            "{lsn} of {} is not wanted",
+            self.key
+        );
+        self.upper = lsn;
+        self.complete = value.will_init();
+        match value {
+            Value::Image(image) => self.base = Some(image),
+            Value::WalRecord(record) => self.records.push((lsn, record)),
+        }
+        self.complete
+    }
+}

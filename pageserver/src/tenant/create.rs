@@ -1,0 +1,248 @@
+//! Creating timelines: unfinished under an uninit mark, then real when the mark is removed.
+//!
+//! Steps, each durable before the next: mark; directory; layers; metadata; mark removed. Whatever the step
+//! at which the process dies, loading the tenant removes directory and mark, and the creation can be tried again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use utils::crashsafe::{self, CrashsafeError};
+use utils::id::{TenantTimelineId, TimelineId};
+use utils::lsn::{Lsn, RecordLsn};
+
+use super::{Tenant, TenantState, paths};
+use crate::timeline::metadata::TimelineMetadata;
+use crate::timeline::{BranchPointError, ReadError, Timeline, TimelineParts};
+
+/// A timeline cannot be created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateTimelineError {
+    /// It exists, or somebody is creating it.
+    #[error("timeline {0} already exists")]
+    AlreadyExists(TenantTimelineId),
+    /// The tenant is not at work.
+    #[error("Tenant {tenant} is not active. Current state: {state}")]
+    TenantNotActive {
+        /// The tenant.
+        tenant: utils::id::TenantId,
+        /// What it is instead.
+        state: TenantState,
+    },
+    /// The ancestor does not exist.
+    #[error("Cannot branch off the timeline that's not present in pageserver")]
+    NoAncestor,
+    /// The LSN cannot be branched at.
+    #[error(transparent)]
+    BranchPoint(#[from] BranchPointError),
+    /// WAL up to the branch point has not come.
+    #[error("cannot branch at an LSN the ancestor has not reached")]
+    AncestorBehind(#[source] ReadError),
+    /// Files could not be written.
+    #[error("cannot create the files of the timeline")]
+    Files(#[from] CrashsafeError),
+    /// A test asked for it.
+    #[error("failpoint {0}")]
+    Failpoint(&'static str),
+}
+
+/// What branch to make.
+#[derive(Clone, Copy, Debug)]
+pub struct BranchSpec {
+    /// Id of the new timeline.
+    pub timeline_id: TimelineId,
+    /// The timeline to branch off.
+    pub ancestor_id: TimelineId,
+    /// Where; without it, at the ancestor's last record. Rounded up to a multiple of 8.
+    pub start_lsn: Option<Lsn>,
+    /// How long to wait for WAL up to `start_lsn`.
+    pub wait_timeout: Duration,
+}
+
+/// A timeline being made. Dropped unfinished, it takes its files along.
+pub struct UninitTimeline {
+    tenant: Arc<Tenant>,
+    timeline: Option<Arc<Timeline>>,
+    dir: PathBuf,
+    id: TimelineId,
+}
+
+impl Tenant {
+    /// Starts making a timeline without ancestor, to be filled and finished by the caller.
+    ///
+    /// `start` is the end of the imported cluster's WAL and its last record.
+    pub async fn create_timeline(
+        self: &Arc<Self>,
+        timeline_id: TimelineId,
+        pg_version: u32,
+        start: RecordLsn,
+    ) -> Result<UninitTimeline, CreateTimelineError> {
+        let metadata = TimelineMetadata {
+            disk_consistent_lsn: start.last,
+            prev_record_lsn: start.prev.is_valid().then_some(start.prev),
+            ancestor: None,
+            latest_gc_cutoff_lsn: start.last,
+            initdb_lsn: start.last,
+            pg_version,
+        };
+        self.make_timeline(timeline_id, metadata, None).await
+    }
+
+    /// Makes a branch. Only metadata is written, so the time does not depend on the size.
+    pub async fn branch(self: &Arc<Self>, spec: BranchSpec) -> Result<Arc<Timeline>, CreateTimelineError> {
+        let ancestor = self
+            .get_timeline(spec.ancestor_id)
+            .map_err(|_| CreateTimelineError::NoAncestor)?;
+        let start = branch_start(&ancestor, &spec).await?;
+        let metadata = TimelineMetadata {
+            disk_consistent_lsn: start.last,
+            prev_record_lsn: start.prev.is_valid().then_some(start.prev),
+            ancestor: Some((spec.ancestor_id, start.last)),
+            latest_gc_cutoff_lsn: start.last,
+            initdb_lsn: start.last,
+            pg_version: ancestor.pg_version,
+        };
+        let unfinished = self
+            .make_timeline(spec.timeline_id, metadata, Some(ancestor))
+            .await?;
+        unfinished.finish().await
+    }
+
+    async fn make_timeline(
+        self: &Arc<Self>,
+        id: TimelineId,
+        metadata: TimelineMetadata,
+        ancestor: Option<Arc<Timeline>>,
+    ) -> Result<UninitTimeline, CreateTimelineError> {
+        self.reserve(id, &metadata)?;
+        // From here on dropping the result undoes everything.
+        let mut unfinished = UninitTimeline {
+            tenant: Arc::clone(self),
+            timeline: None,
+            dir: paths::timeline_dir(&self.dir, id),
+            id,
+        };
+        let timeline = Timeline::new(TimelineParts {
+            id: TenantTimelineId::new(self.id, id),
+            dir: unfinished.dir.clone(),
+            metadata,
+            ancestor,
+            config: Arc::clone(&self.config),
+            context: Arc::clone(&self.context),
+        });
+        unfinished.timeline = Some(timeline);
+        let dir = unfinished.dir.clone();
+        blocking(move || start_files(&dir, &metadata)).await?;
+        Ok(unfinished)
+    }
+
+    /// Keeps the id from others and the branch point from garbage collection.
+    fn reserve(&self, id: TimelineId, metadata: &TimelineMetadata) -> Result<(), CreateTimelineError> {
+        let state = self.state();
+        if state != TenantState::Active {
+            return Err(CreateTimelineError::TenantNotActive {
+                tenant: self.id,
+                state,
+            });
+        }
+        // While this lock is held no timeline is deleted.
+        let timelines = self.timelines.read();
+        let mut creating = self.creating.lock();
+        if timelines.contains_key(&id) || creating.contains(&id) {
+            return Err(CreateTimelineError::AlreadyExists(TenantTimelineId::new(
+                self.id, id,
+            )));
+        }
+        if let Some((ancestor_id, lsn)) = metadata.ancestor {
+            let ancestor = timelines
+                .get(&ancestor_id)
+                .ok_or(CreateTimelineError::NoAncestor)?;
+            ancestor.add_branch_point(id, lsn)?;
+        }
+        creating.insert(id);
+        Ok(())
+    }
+}
+
+/// Where the branch starts, once the ancestor has come so far.
+async fn branch_start(ancestor: &Timeline, spec: &BranchSpec) -> Result<RecordLsn, CreateTimelineError> {
+    let head = ancestor.last_record();
+    let Some(lsn) = spec.start_lsn.map(Lsn::align_up) else {
+        return Ok(head);
+    };
+    ancestor
+        .wait_lsn(lsn, spec.wait_timeout)
+        .await
+        .map_err(CreateTimelineError::AncestorBehind)?;
+    // The start of the record that ends at the branch point is known at the head only.
+    let head = ancestor.last_record();
+    let prev = if head.last == lsn { head.prev } else { Lsn::INVALID };
+    Ok(RecordLsn { last: lsn, prev })
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("writing files does not panic")
+}
+
+/// Mark, directory, metadata.
+fn start_files(dir: &Path, metadata: &TimelineMetadata) -> Result<(), CreateTimelineError> {
+    let mark = paths::uninit_mark(dir);
+    let parent = dir.parent().expect("a timeline is in its tenant's directory");
+    paths::remove_unfinished_timeline(dir)?;
+    std::fs::File::create(&mark).map_err(|source| CrashsafeError {
+        action: "create file",
+        path: mark,
+        source,
+    })?;
+    crashsafe::fsync_dir(parent)?;
+    fail::fail_point!("after-timeline-uninit-mark-creation", |_| {
+        Err(CreateTimelineError::Failpoint(
+            "after-timeline-uninit-mark-creation",
+        ))
+    });
+    crashsafe::create_dir(dir)?;
+    metadata.write(dir)?;
+    Ok(())
+}
+
+impl UninitTimeline {
+    /// The timeline, to be filled.
+    pub fn timeline(&self) -> &Arc<Timeline> {
+        self.timeline.as_ref().expect("it is taken out only by finishing")
+    }
+
+    /// Makes the timeline real and active.
+    pub async fn finish(mut self) -> Result<Arc<Timeline>, CreateTimelineError> {
+        fail::fail_point!("before-checkpoint-new-timeline", |_| {
+            Err(CreateTimelineError::Failpoint("before-checkpoint-new-timeline"))
+        });
+        let mark = paths::uninit_mark(&self.dir);
+        blocking(move || crashsafe::remove_file(&mark)).await?;
+        let timeline = self.timeline.take().expect("it is taken out only here");
+        let mut timelines = self.tenant.timelines.write();
+        let before = timelines.insert(self.id, Arc::clone(&timeline));
+        assert!(before.is_none(), "{timeline:?} was reserved");
+        self.tenant.creating.lock().remove(&self.id);
+        drop(timelines);
+        self.tenant.activate_timeline(&timeline);
+        Ok(timeline)
+    }
+}
+
+impl Drop for UninitTimeline {
+    fn drop(&mut self) {
+        if !self.tenant.creating.lock().contains(&self.id) {
+            return;
+        }
+        if let Some((ancestor, _)) = self.timeline.as_ref().and_then(|timeline| timeline.ancestor()) {
+            ancestor.remove_branch_point(self.id);
+        }
+        if let Err(error) = paths::remove_unfinished_timeline(&self.dir) {
+            // Left to the next load of the tenant, or to the next try.
+            tracing::warn!(timeline = %self.id, dir = %self.dir.display(), "cannot remove unfinished timeline: {error}");
+        }
+        self.tenant.creating.lock().remove(&self.id);
+    }
+}

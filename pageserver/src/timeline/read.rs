@@ -1,0 +1,150 @@
+//! Reads: down through the layers of the timeline, then of its ancestors, for a set of keys at once.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use pageserver_api::key::Key;
+use utils::lsn::Lsn;
+
+use super::{ReadError, ReadStore, Timeline, reconstruct};
+use crate::layers::read_state::ReadState;
+
+/// Keys that one step of a scan reads together: bounds what is in memory beside the result.
+const SCAN_BATCH_KEYS: usize = 1024;
+
+impl Timeline {
+    /// Whether the history at `lsn` is still there.
+    pub fn check_readable(&self, lsn: Lsn) -> Result<(), ReadError> {
+        let mut timeline = self;
+        while let Some(ancestor) = timeline.ancestor.as_ref().filter(|ancestor| lsn < ancestor.lsn) {
+            timeline = &ancestor.timeline;
+        }
+        // At the branch point itself the timeline's own cutoff counts: ancestors keep what branches need.
+        let cutoff = timeline.horizon.cutoff.load();
+        if lsn >= cutoff {
+            return Ok(());
+        }
+        Err(ReadError::Collected {
+            lsn,
+            cutoff,
+            timeline_id: timeline.timeline_id,
+        })
+    }
+
+    /// Fills `states`, which ascend by key and have nothing yet, from this timeline and its ancestors.
+    async fn collect(&self, states: &mut [ReadState]) -> Result<(), ReadError> {
+        let mut timeline = self;
+        loop {
+            let layers = timeline.layers.load_full();
+            for layer in layers.in_memory() {
+                states
+                    .iter_mut()
+                    .filter(|state| !state.complete)
+                    .for_each(|state| layer.collect(state));
+            }
+            let Some(ancestor) = &timeline.ancestor else {
+                return Ok(());
+            };
+            if states.iter().all(|state| state.complete) {
+                return Ok(());
+            }
+            timeline.wait_ancestor(ancestor, states).await?;
+            timeline = &ancestor.timeline;
+        }
+    }
+
+    /// Turns to the ancestor: what is above the branch point there is not of this timeline.
+    async fn wait_ancestor(
+        &self,
+        ancestor: &super::Ancestor,
+        states: &mut [ReadState],
+    ) -> Result<(), ReadError> {
+        let end = Lsn(ancestor.lsn.0 + 1);
+        for state in states.iter_mut() {
+            state.upper = state.upper.min(end);
+        }
+        let highest = states
+            .iter()
+            .filter(|state| !state.complete)
+            .map(|state| state.upper)
+            .max();
+        let needed = highest.map_or(Lsn(0), |upper| Lsn(upper.0.saturating_sub(1)));
+        ancestor
+            .timeline
+            .wait_lsn(needed, self.context.wait_lsn_timeout)
+            .await
+    }
+
+    /// Adds to `keys` the keys of `range` that may have a version at or below `lsn`, in no order.
+    fn collect_keys(&self, range: &Range<Key>, lsn: Lsn, keys: &mut Vec<Key>) {
+        let (mut timeline, mut lsn) = (self, lsn);
+        loop {
+            let layers = timeline.layers.load_full();
+            for layer in layers.in_memory() {
+                layer.keys(range, upper_of(lsn), keys);
+            }
+            let Some(ancestor) = &timeline.ancestor else {
+                return;
+            };
+            lsn = lsn.min(ancestor.lsn);
+            timeline = &ancestor.timeline;
+        }
+    }
+}
+
+/// The exclusive bound of a read that sees versions at `lsn`.
+fn upper_of(lsn: Lsn) -> Lsn {
+    Lsn(lsn.0.saturating_add(1))
+}
+
+fn finish(mut state: ReadState, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
+    state.records.reverse();
+    reconstruct(state.key, lsn, state.base, &state.records)
+}
+
+impl ReadStore for Timeline {
+    async fn get(&self, key: Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
+        self.check_readable(lsn)?;
+        let mut states = [ReadState::new(key, upper_of(lsn))];
+        self.collect(&mut states).await?;
+        let [state] = states;
+        finish(state, lsn)
+    }
+
+    async fn get_many(&self, keys: &[Key], lsn: Lsn) -> Result<Vec<Option<Bytes>>, ReadError> {
+        self.check_readable(lsn)?;
+        let mut sorted = keys.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut states: Vec<ReadState> = sorted
+            .iter()
+            .map(|key| ReadState::new(*key, upper_of(lsn)))
+            .collect();
+        self.collect(&mut states).await?;
+        let values: Vec<Option<Bytes>> = states
+            .into_iter()
+            .map(|state| finish(state, lsn))
+            .collect::<Result<_, _>>()?;
+        let place = |key| sorted.binary_search(key).expect("every key asked for was read");
+        Ok(keys.iter().map(|key| values[place(key)].clone()).collect())
+    }
+
+    async fn scan(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<(Key, Bytes)>, ReadError> {
+        self.check_readable(lsn)?;
+        let mut keys = Vec::new();
+        self.collect_keys(&range, lsn, &mut keys);
+        keys.sort_unstable();
+        keys.dedup();
+        let mut found = Vec::new();
+        for batch in keys.chunks(SCAN_BATCH_KEYS) {
+            let values = self.get_many(batch, lsn).await?;
+            found.extend(
+                batch
+                    .iter()
+                    .zip(values)
+                    .filter_map(|(key, value)| Some((*key, value?))),
+            );
+        }
+        Ok(found)
+    }
+}
