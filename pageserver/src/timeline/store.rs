@@ -98,7 +98,7 @@ pub enum ReadError {
         /// The LSN asked for.
         lsn: Lsn,
         /// Which record cannot be applied, and why.
-        source: wal_redo::RedoError,
+        source: Box<wal_redo::RedoError>,
     },
     /// The timeline is being stopped.
     #[error("timeline {0} is shutting down")]
