@@ -6,6 +6,8 @@ use postgres_ffi::v15::record_ref::{BlockRef, RecordRef};
 
 use postgres_ffi::v15::rmgr::XLR_RMGR_INFO_MASK;
 
+use utils::lsn::Lsn;
+
 use crate::fault::Fault;
 
 /// One record to be applied to one of its blocks.
@@ -16,6 +18,8 @@ pub(crate) struct Change<'a> {
     blocks: &'a [BlockRef<'a>],
     /// The block whose page is being changed.
     pub block: &'a BlockRef<'a>,
+    /// End of the record.
+    pub lsn: Lsn,
 }
 
 /// What a handler has done to the page's LSN duty.
@@ -28,12 +32,13 @@ pub(crate) enum Effect {
 }
 
 impl<'a> Change<'a> {
-    pub fn new(record: &'a RecordRef<'_>, block: &'a BlockRef<'_>) -> Self {
+    pub fn new(record: &'a RecordRef<'_>, block: &'a BlockRef<'_>, lsn: Lsn) -> Self {
         Change {
             header: &record.header,
             main_data: record.main_data,
             blocks: &record.blocks,
             block,
+            lsn,
         }
     }
 

@@ -3,15 +3,15 @@
 use postgres_ffi::v15::image;
 use postgres_ffi::v15::record_ref::{BlockRef, RecordRef};
 use postgres_ffi::v15::rmgr::{
-    RM_BRIN_ID, RM_BTREE_ID, RM_GENERIC_ID, RM_HEAP_ID, RM_HEAP2_ID, RM_SEQ_ID, RM_XLOG_ID, XLOG_FPI,
-    XLOG_FPI_FOR_HINT,
+    RM_BRIN_ID, RM_BTREE_ID, RM_GENERIC_ID, RM_GIN_ID, RM_GIST_ID, RM_HASH_ID, RM_HEAP_ID, RM_HEAP2_ID,
+    RM_SEQ_ID, RM_XLOG_ID, XLOG_FPI, XLOG_FPI_FOR_HINT,
 };
 use utils::lsn::Lsn;
 
 use crate::change::{Change, Effect};
 use crate::fault::{Fault, PageName, RedoError, RmgrName};
 use crate::page::{Page, PageBuf};
-use crate::{brin, btree, generic, heap, heap2, sequence};
+use crate::{brin, btree, generic, gin, gist, hash, heap, heap2, sequence};
 
 /// Which block of which relation fork a page is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
@@ -98,20 +98,25 @@ fn error(record: &RecordRef<'_>, tag: PageTag, lsn: Lsn, fault: Fault) -> RedoEr
 }
 
 fn redo(raw: &mut PageBuf, record: &RecordRef<'_>, block: &BlockRef<'_>, lsn: Lsn) -> Result<(), Fault> {
-    if let Some(image) = block.image.filter(|image| image.apply) {
-        image::restore_ref(&image, raw)?;
-        let mut page = Page::new(raw);
+    let change = Change::new(record, block, lsn);
+    let image = block.image.filter(|image| image.apply);
+    if let Some(image) = &image {
+        image::restore_ref(image, raw)?;
+    }
+    let mut page = Page::new(raw);
+    if image.is_some() {
         // An image of a page that was never initialised must stay all zeros.
         if !page.is_new() {
             page.set_lsn(lsn);
         }
+        match record.header.rmid {
+            RM_HASH_ID if hash::changes_restored_page(&change) => {}
+            RM_GIST_ID if gist::changes_restored_page(&change) => {}
+            _ => return Ok(()),
+        }
+    } else if !block.will_init && page.lsn() >= lsn {
         return Ok(());
     }
-    let mut page = Page::new(raw);
-    if !block.will_init && page.lsn() >= lsn {
-        return Ok(());
-    }
-    let change = Change::new(record, block);
     let page = &mut page;
     let effect = match record.header.rmid {
         RM_XLOG_ID => xlog(&change),
@@ -119,6 +124,9 @@ fn redo(raw: &mut PageBuf, record: &RecordRef<'_>, block: &BlockRef<'_>, lsn: Ls
         RM_HEAP_ID => heap::redo(&change, page),
         RM_BTREE_ID => btree::redo(&change, page),
         RM_BRIN_ID => brin::redo(&change, page),
+        RM_HASH_ID => hash::redo(&change, page),
+        RM_GIN_ID => gin::redo(&change, page),
+        RM_GIST_ID => gist::redo(&change, page),
         RM_SEQ_ID => sequence::redo(&change, page),
         RM_GENERIC_ID => generic::redo(&change, page),
         _ => Err(Fault::Unknown),

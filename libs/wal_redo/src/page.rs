@@ -268,12 +268,17 @@ impl<'a> Page<'a> {
         self.set_flags(self.flags() & !(PD_HAS_FREE_LINES | PD_PAGE_FULL | PD_ALL_VISIBLE));
     }
 
+    /// Sets the field that heap pages use for pruning and GIN for the transaction that deleted a page.
+    pub(crate) fn set_prune_xid(&mut self, xid: u32) {
+        self.raw[at::PRUNE_XID..at::PRUNE_XID + 4].copy_from_slice(&xid.to_le_bytes());
+    }
+
     /// Remembers that `xid` left something to prune, if it is the oldest to do so (`PageSetPrunable`).
     pub(crate) fn set_prunable(&mut self, xid: u32) {
         let at = at::PRUNE_XID;
         let old = u32::from_le_bytes([self.raw[at], self.raw[at + 1], self.raw[at + 2], self.raw[at + 3]]);
         if old == 0 || xid_precedes(xid, old) {
-            self.raw[at..at + 4].copy_from_slice(&xid.to_le_bytes());
+            self.set_prune_xid(xid);
         }
     }
 
