@@ -115,7 +115,7 @@ fn delete(mut main: Cursor<'_>, change: &Change<'_>, page: &mut Page<'_>) -> Res
         posting::remove_entries(page, offset, Offsets::read(&mut data, count)?)?;
     }
     if deleted.len() > 0 {
-        page.delete_items(deleted)?;
+        page.delete_items(deleted.iter())?;
     }
     let mut opaque = Opaque::read(page)?;
     opaque.flags &= !flag::HAS_GARBAGE;

@@ -4,14 +4,14 @@ use postgres_ffi::v15::image;
 use postgres_ffi::v15::record_ref::{BlockRef, RecordRef};
 use postgres_ffi::v15::rmgr::{
     RM_BRIN_ID, RM_BTREE_ID, RM_GENERIC_ID, RM_GIN_ID, RM_GIST_ID, RM_HASH_ID, RM_HEAP_ID, RM_HEAP2_ID,
-    RM_SEQ_ID, RM_XLOG_ID, XLOG_FPI, XLOG_FPI_FOR_HINT,
+    RM_SEQ_ID, RM_SPGIST_ID, RM_XLOG_ID, XLOG_FPI, XLOG_FPI_FOR_HINT,
 };
 use utils::lsn::Lsn;
 
 use crate::change::{Change, Effect};
 use crate::fault::{Fault, PageName, RedoError, RmgrName};
 use crate::page::{Page, PageBuf};
-use crate::{brin, btree, generic, gin, gist, hash, heap, heap2, sequence};
+use crate::{brin, btree, generic, gin, gist, hash, heap, heap2, sequence, spgist};
 
 /// Which block of which relation fork a page is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
@@ -128,6 +128,7 @@ fn redo(raw: &mut PageBuf, record: &RecordRef<'_>, block: &BlockRef<'_>, lsn: Ls
         RM_GIN_ID => gin::redo(&change, page),
         RM_GIST_ID => gist::redo(&change, page),
         RM_SEQ_ID => sequence::redo(&change, page),
+        RM_SPGIST_ID => spgist::redo(&change, page),
         RM_GENERIC_ID => generic::redo(&change, page),
         _ => Err(Fault::Unknown),
     }?;

@@ -62,7 +62,7 @@ pub(crate) fn redo(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, F
             let mut main = change.main();
             main.skip(4)?; // latestRemovedXid: for conflicts with standby queries
             let count = usize::from(main.u16()?);
-            page.delete_items(Offsets::read(&mut main, count)?)?;
+            page.delete_items(Offsets::read(&mut main, count)?.iter())?;
             change_flags(page, flag::HAS_GARBAGE, flag::TUPLES_DELETED)?;
         }
         (XLOG_GIST_PAGE_DELETE, 0) => set_deleted(page, change.main().u64()?)?,
@@ -104,7 +104,7 @@ fn update(change: &Change<'_>, page: &mut Page<'_>) -> Result<(), Fault> {
         return Change::finish(data);
     }
     if deleted > 0 {
-        page.delete_items(Offsets::read(&mut data, usize::from(deleted))?)?;
+        page.delete_items(Offsets::read(&mut data, usize::from(deleted))?.iter())?;
         if flags(page)? & flag::LEAF != 0 {
             change_flags(page, 0, flag::TUPLES_DELETED)?;
         }

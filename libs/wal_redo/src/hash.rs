@@ -99,7 +99,7 @@ pub(crate) fn redo(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, F
             match block {
                 0 => {
                     data = main;
-                    page.delete_items(Offsets::read(&mut data, count as usize)?)?;
+                    page.delete_items(Offsets::read(&mut data, count as usize)?.iter())?;
                     clear_flag(page, flag::PAGE_HAS_DEAD_TUPLES)?;
                 }
                 1 => meta::add_tuples(page, -f64::from(count))?,
@@ -250,7 +250,7 @@ fn add_tuples(page: &mut Page<'_>, count: u16, mut data: Cursor<'_>) -> Result<(
 /// Deletes the items whose numbers make up the block's data.
 fn delete_listed(page: &mut Page<'_>, mut data: Cursor<'_>) -> Result<(), Fault> {
     let count = data.left() / 2;
-    page.delete_items(Offsets::read(&mut data, count)?)
+    page.delete_items(Offsets::read(&mut data, count)?.iter())
 }
 
 fn squeeze(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, Fault> {

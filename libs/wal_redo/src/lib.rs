@@ -34,6 +34,7 @@ pub mod page;
 mod reconstruct;
 mod sequence;
 mod slru;
+mod spgist;
 pub mod visibility;
 
 pub use dispatch::{PageTag, apply, apply_to_blocks};

@@ -5,7 +5,6 @@ use smallvec::SmallVec;
 use super::compact::KeptItems;
 use super::{HEADER_LEN, ITEM_ID_LEN, ItemId, Page, item_id_at, maxalign};
 use crate::fault::Fault;
-use crate::offsets::Offsets;
 
 /// An item found to lie properly in the items' part of the page.
 #[derive(Clone, Copy)]
@@ -56,10 +55,13 @@ impl Page<'_> {
     }
 
     /// Removes several items with their line pointers; `numbers` ascend (`PageIndexMultiDelete`).
-    pub(crate) fn delete_items(&mut self, numbers: Offsets<'_>) -> Result<(), Fault> {
+    pub(crate) fn delete_items(
+        &mut self,
+        numbers: impl DoubleEndedIterator<Item = u16> + ExactSizeIterator,
+    ) -> Result<(), Fault> {
         // PostgreSQL removes up to two one by one; the items' order on the page can depend on it.
         if numbers.len() <= 2 {
-            for number in numbers.iter().rev() {
+            for number in numbers.rev() {
                 self.delete_item(number)?;
             }
             return Ok(());
@@ -67,7 +69,7 @@ impl Page<'_> {
         self.check_aligned_pointers()?;
         let mut kept = KeptItems::new();
         let mut ids: SmallVec<[ItemId; 408]> = SmallVec::new();
-        let mut to_delete = numbers.iter().peekable();
+        let mut to_delete = numbers.peekable();
         for number in 1..=self.max_offset() {
             self.placed(number)?;
             if to_delete.next_if_eq(&number).is_some() {
