@@ -21,7 +21,8 @@ use super::decode::{
 use super::record::{Block, BlockImage, DecodedRecord, ImageCompression, RecordHeader};
 use super::rmgr::{RM_XLOG_ID, XLOG_CHECKPOINT_SHUTDOWN};
 use super::wal_page::{
-    LongFields, PageHeader, XLOG_PAGE_MAGIC, XLP_FIRST_IS_CONTRECORD, XLP_LONG_HEADER, skip_page_header,
+    LONG_HEADER_LEN, LongFields, PageHeader, SHORT_HEADER_LEN, XLOG_PAGE_MAGIC, XLP_FIRST_IS_CONTRECORD,
+    XLP_LONG_HEADER, skip_page_header,
 };
 use crate::c_struct::CStruct;
 
@@ -164,14 +165,19 @@ impl WalIdentity {
     /// The part of a segment before `end`, without any record: valid page headers and zeros. Empty if `end` is the
     /// start of a segment.
     ///
-    /// A timeline may begin in the middle of a segment; who reads the segment from its start wants headers there.
+    /// A timeline may begin in the middle of a segment; who reads the segment from its start wants headers there. They
+    /// say that a record is going on up to `end`, so that `pg_waldump` finds its way to the first real one.
     pub fn empty_pages_before(&self, end: Lsn) -> Vec<u8> {
         let start = end.segment_start(self.segment_size);
         let len = end.segment_offset(self.segment_size);
         let mut out = Vec::with_capacity(len);
+        let mut rem_len = len.saturating_sub(LONG_HEADER_LEN);
+        rem_len -= SHORT_HEADER_LEN * (len.saturating_sub(1) / BLCKSZ);
         for page in (0..len).step_by(BLCKSZ) {
             out.resize(page, 0);
-            self.page_header(Lsn(start.0 + page as u64), 0).encode(&mut out);
+            self.page_header(Lsn(start.0 + page as u64), rem_len as u32)
+                .encode(&mut out);
+            rem_len = rem_len.saturating_sub(page + BLCKSZ - out.len());
         }
         assert!(out.len() <= len, "{end} lies within a page header");
         out.resize(len, 0);

@@ -6,6 +6,7 @@ use super::*;
 use crate::c_struct::CValue;
 use crate::v15::decode::decode_record;
 use crate::v15::stream::{Checksums, RecordEnds, StreamError, WalStreamDecoder};
+use crate::v15::wal_page;
 
 /// Small segments, so that records often run over several.
 const SEGMENT: usize = 32 * 1024;
@@ -267,13 +268,19 @@ proptest! {
         let body = CheckPoint::decode(&record.main_data).unwrap();
         prop_assert_eq!(body.redo, made.place.start);
         prop_assert_eq!(body, made.checkpoint);
-        // Every page before the record, and its own, has a valid header.
+        // Every page before the record, and its own, has a valid header, and the headers lead to the record.
+        let mut at = 0;
         for page in (0..=from).step_by(BLCKSZ).filter(|page| wal.len() > *page) {
             let address = Lsn(lsn.segment_start(SEGMENT).0 + page as u64);
             let header = PageHeader::decode(&wal[page..]).unwrap();
             prop_assert_eq!(header.check(address, SEGMENT), Ok(()));
-            prop_assert!(!header.is_contrecord());
+            prop_assert_eq!(header.is_contrecord(), header.rem_len != 0);
+            at = page + wal_page::header_len(address, SEGMENT);
+            let left = page + BLCKSZ - at;
+            prop_assert!(page + BLCKSZ > from || header.rem_len as usize >= left);
+            at += header.rem_len as usize;
         }
+        prop_assert_eq!(Lsn(lsn.segment_start(SEGMENT).0 + at as u64), made.place.start);
     }
 }
 
