@@ -139,6 +139,8 @@ run_keeper(char *const *arguments, int output)
 	pid_t		binary;
 
 	reset_process();
+	/* The postmaster signals its children's process groups. */
+	setsid();
 	pqsignal(SIGTERM, on_keeper_sigterm);
 	/* The server's interlock against a second postmaster counts who is attached. */
 	PGSharedMemoryDetach();
