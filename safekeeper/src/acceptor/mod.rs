@@ -364,8 +364,13 @@ impl Acceptor {
             });
         }
         self.proposer_id = greeting.proposer_id;
-        if greeting.system_id != server.system_id || server.pg_version == 0 {
-            self.control.server.system_id = greeting.system_id;
+        // A proposer that only synchronises runs before there is a cluster, and names none.
+        let system_id = match greeting.system_id {
+            0 => server.system_id,
+            named => named,
+        };
+        if system_id != server.system_id || server.pg_version == 0 {
+            self.control.server.system_id = system_id;
             self.control.server.pg_version = greeting.pg_version;
             self.persist(out);
         }

@@ -361,6 +361,7 @@ fn greetings_that_do_not_fit() {
     for (greeting, want) in [
         ("greet", "greet term=0".to_owned()),
         ("greet pg=150099", "greet term=0".to_owned()),
+        ("greet system=0", "greet term=0".to_owned()),
         (
             "greet system=8",
             "persist term=0 [] commit=0, greet term=0".to_owned(),
