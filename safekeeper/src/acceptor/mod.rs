@@ -183,7 +183,7 @@ pub struct PeerInfo {
 }
 
 /// Positions that advance more often than the control file is written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Positions {
     /// WAL before this is final.
     pub commit_lsn: Lsn,

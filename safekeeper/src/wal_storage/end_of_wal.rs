@@ -14,7 +14,7 @@ use postgres_ffi::v15::stream::{Checksums, RecordEnds, StreamError};
 use postgres_ffi::v15::wal_page::{LONG_HEADER_LEN, PageHeader, header_len};
 use utils::lsn::Lsn;
 
-use super::{CHUNK_BYTES, WalDir, WalError};
+use super::{CHUNK_BYTES, WalDir, WalError, is_valid_segment_size};
 
 /// The WAL of a timeline cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum OpenWalError {
     /// The file system refused.
     #[error(transparent)]
     Wal(#[from] WalError),
+    /// The control file is not one of a timeline that can have WAL.
+    #[error("{0} bytes is no size for WAL segments")]
+    SegmentSize(usize),
     /// Durable WAL is not there.
     #[error("WAL segment {path} is missing although WAL was durable up to {known_end}")]
     Missing {
@@ -68,6 +71,9 @@ pub enum Expected {
 /// End of the last whole valid record at or behind `known_end`, a record boundary up to which WAL is
 /// known to be durable; `known_end` itself if there is none. The segment of `known_end` is verified.
 pub fn find_end(dir: &WalDir, known_end: Lsn, expected: Expected) -> Result<Lsn, OpenWalError> {
+    if !u32::try_from(dir.segment_size).is_ok_and(is_valid_segment_size) {
+        return Err(OpenWalError::SegmentSize(dir.segment_size));
+    }
     if expected == Expected::Written {
         verify_segment_of(dir, known_end)?;
     }

@@ -26,13 +26,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use postgres_ffi::v15::wal_file::SegmentName;
 use utils::crashsafe::{self, CrashsafeError};
 use utils::lsn::Lsn;
 
 use crate::Sync;
 use crate::acceptor::ServerInfo;
 
-pub use end_of_wal::{OpenWalError, find_end};
+pub use end_of_wal::{Expected, OpenWalError, find_end};
 pub use reader::{ReadWalError, WalReader};
 pub use spare::SpareJob;
 
@@ -107,28 +108,18 @@ pub struct SegmentFile {
 }
 
 impl WalDir {
-    fn segments_per_id(&self) -> u64 {
-        (1 << 32) / self.segment_size as u64
-    }
-
     /// Name of a complete segment.
     pub fn segment_name(&self, segno: u64) -> String {
-        let (high, low) = (segno / self.segments_per_id(), segno % self.segments_per_id());
-        format!("{PG_TIMELINE:08X}{high:08X}{low:08X}")
+        let name = SegmentName {
+            timeline: PG_TIMELINE,
+            segment: segno,
+        };
+        name.file_name(self.segment_size)
     }
 
     fn parse_segment_name(&self, name: &str) -> Option<u64> {
-        let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
-        if name.len() != 24
-            || !name
-                .bytes()
-                .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_lowercase())
-        {
-            return None;
-        }
-        let (timeline, high, low) = (number(&name[..8])?, number(&name[8..16])?, number(&name[16..])?);
-        let ours = timeline == u64::from(PG_TIMELINE) && low < self.segments_per_id();
-        ours.then_some(high * self.segments_per_id() + low)
+        let name = SegmentName::parse(name, self.segment_size)?;
+        (name.timeline == PG_TIMELINE).then_some(name.segment)
     }
 
     /// File of a complete segment.
@@ -340,7 +331,8 @@ impl WalStorage {
         Ok(())
     }
 
-    /// Cuts the WAL off at `to`: after that there are only zeros behind it. Durable on return.
+    /// Cuts the WAL off at `to`: after that there are only zeros behind it. If WAL begins there, in the
+    /// middle of a segment, that segment is made. Durable on return.
     pub fn truncate(&mut self, to: Lsn) -> Result<(), WalError> {
         failpoint!("sk-before-wal-truncate");
         self.flush()?;
@@ -383,10 +375,6 @@ impl WalStorage {
             std::fs::rename(&full, &partial).map_err(WalError::at("rename", &full))?;
             self.fsync_dir()?;
             self.zeros_from = None;
-        }
-        if !partial.exists() {
-            // Nothing of this segment is here: it is made by the first write.
-            return Ok(());
         }
         self.write_lsn = to;
         let (segment_size, sync) = (self.dir.segment_size, self.sync);

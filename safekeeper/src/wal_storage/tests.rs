@@ -1,7 +1,6 @@
 use bytes::BytesMut;
 use proptest::prelude::*;
 
-use super::end_of_wal::Expected;
 use super::*;
 use crate::test_wal::{SEGMENT_SIZE, SYSTEM_ID, WalBuilder};
 

@@ -1,0 +1,229 @@
+//! `START_REPLICATION`: WAL for pageservers, standbys, and proposers that recover.
+//!
+//! The receiving and the sending side run in one task. Either one's end stops the other; what both have
+//! to say is joined. The sender waits for the commit LSN to advance and never polls for it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use bytes::BytesMut;
+use postgres_backend::{Connection, CopyEnd, CopyReader, CopyWriter, QueryError};
+use pq_proto::replication::{ReplicationMessage, StandbyMessage, XLOG_DATA_BYTES_MAX, timestamp};
+use safekeeper_api::protocol::{HotStandbyFeedback, PageserverFeedback};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tracing::info;
+use utils::lsn::Lsn;
+
+use crate::timeline::{ReaderSlot, Timeline, TimelineError};
+use crate::wal_storage::WalReader;
+
+/// A receiver that has had nothing for this long is told that the sender is alive.
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(1);
+
+/// What the client asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    /// First position wanted.
+    pub start: Lsn,
+    /// What the client calls itself.
+    pub application_name: Option<String>,
+    /// Whether it is a proposer that wants WAL which may not be committed yet.
+    pub is_recovery: bool,
+}
+
+/// The WAL asked for cannot be streamed.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("state uninitialized, no data to read")]
+    Uninitialized,
+    #[error("Requested streaming from {start}, which is before the start of the timeline {timeline_start}")]
+    BeforeTimeline { start: Lsn, timeline_start: Lsn },
+    #[error(
+        "WAL segment is not found: WAL from {start} is not on this safekeeper, whose WAL starts at {local_start}"
+    )]
+    BeforeLocalStart { start: Lsn, local_start: Lsn },
+}
+
+fn check_start(timeline: &Timeline, start: Lsn) -> Result<(), StartError> {
+    let snapshot = timeline.snapshot();
+    let timeline_start = snapshot.timeline_start_lsn;
+    let segment_size = snapshot.server.wal_seg_size as usize;
+    if !timeline_start.is_valid() || segment_size == 0 {
+        return Err(StartError::Uninitialized);
+    }
+    // Before a start in the middle of a segment there are page headers, for standbys, which always ask
+    // from the start of the segment.
+    if start < timeline_start.segment_start(segment_size) {
+        return Err(StartError::BeforeTimeline {
+            start,
+            timeline_start,
+        });
+    }
+    let local_start = snapshot.local_start_lsn;
+    if local_start > timeline_start && start < local_start {
+        return Err(StartError::BeforeLocalStart { start, local_start });
+    }
+    Ok(())
+}
+
+/// Streams WAL until either side ends it.
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
+    connection: &mut Connection<S>,
+    timeline: &Arc<Timeline>,
+    request: Request,
+) -> Result<(), QueryError> {
+    timeline.open().await.map_err(anyhow::Error::new)?;
+    let (mut reader, writer) = connection.copy_both().await?;
+    check_start(timeline, request.start).map_err(anyhow::Error::new)?;
+    info!("starting replication from {}", request.start);
+    let slot = timeline.readers().register();
+    let mut sender = Sender {
+        timeline,
+        slot: &slot,
+        wal: timeline.read_wal(request.start),
+        commit: timeline.watch_commit(),
+        // A proposer recovers up to what is durable now; all that comes later is its own.
+        recovery_end: request.is_recovery.then(|| timeline.snapshot().flush_lsn),
+        application_name: request.application_name,
+        writer,
+        buffer: BytesMut::new(),
+    };
+    let end = tokio::select! {
+        end = receive(&mut reader, timeline, &slot) => end,
+        end = sender.send_all() => end,
+        () = timeline.cancelled().cancelled() => {
+            Err(anyhow::Error::new(TimelineError::Cancelled(timeline.id())).into())
+        }
+    };
+    if end.is_ok() {
+        sender.writer.done();
+        connection.put_complete("COPY 0");
+    }
+    end
+}
+
+/// Takes the receiver's reports until it ends the stream.
+async fn receive<S: AsyncRead + Unpin>(
+    reader: &mut CopyReader<'_, S>,
+    timeline: &Timeline,
+    slot: &ReaderSlot,
+) -> Result<(), QueryError> {
+    loop {
+        let payload = match reader.next().await {
+            Ok(payload) => payload,
+            Err(CopyEnd::Done) => return Ok(()),
+            Err(end) => return Err(end.into()),
+        };
+        match StandbyMessage::parse(payload).context("malformed message of receiver")? {
+            StandbyMessage::StatusUpdate { .. } => {}
+            StandbyMessage::HotStandbyFeedback {
+                time,
+                xmin,
+                catalog_xmin,
+            } => slot.update(|reader| {
+                reader.standby = HotStandbyFeedback {
+                    ts: time,
+                    xmin,
+                    catalog_xmin,
+                };
+            }),
+            StandbyMessage::PageserverFeedback(raw) => {
+                let feedback = PageserverFeedback::decode(&raw).context("malformed pageserver feedback")?;
+                slot.update(|reader| {
+                    reader.pageserver = Some(feedback);
+                    reader.remote_consistent_lsn = reader.remote_consistent_lsn.max(feedback.ps_applylsn);
+                });
+                let advanced = timeline.advance_remote_consistent_lsn(feedback.ps_applylsn);
+                advanced.await.map_err(anyhow::Error::new)?;
+            }
+        }
+    }
+}
+
+struct Sender<'a, S> {
+    timeline: &'a Timeline,
+    slot: &'a ReaderSlot,
+    wal: WalReader,
+    commit: watch::Receiver<Lsn>,
+    recovery_end: Option<Lsn>,
+    application_name: Option<String>,
+    writer: CopyWriter<'a, S>,
+    buffer: BytesMut,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
+    /// Sends WAL as it becomes final. Ends only with an error, of which [`QueryError::StreamEnd`] is the
+    /// regular one.
+    async fn send_all(&mut self) -> Result<(), QueryError> {
+        loop {
+            let end = match self.recovery_end {
+                Some(end) => end,
+                None => *self.commit.borrow_and_update(),
+            };
+            if self.wal.position() < end {
+                self.send_chunk(end).await?;
+            } else if self.recovery_end.is_some() {
+                return Err(QueryError::StreamEnd(format!(
+                    "ending streaming to walproposer at {}, recovery finished",
+                    self.wal.position()
+                )));
+            } else {
+                self.wait(end).await?;
+            }
+        }
+    }
+
+    async fn send_chunk(&mut self, end: Lsn) -> Result<(), QueryError> {
+        let start = self.wal.position();
+        self.buffer.clear();
+        let read = match self.wal.try_read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer) {
+            Ok(None) => tokio::task::block_in_place(|| {
+                self.wal
+                    .read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer)
+                    .map(Some)
+            }),
+            done => done,
+        };
+        read.map_err(anyhow::Error::new)?;
+        let message = ReplicationMessage::XLogData {
+            start,
+            end,
+            time: timestamp(SystemTime::now()),
+            wal: self.buffer.split().freeze(),
+        };
+        self.writer.put(|out| message.encode(out));
+        self.writer.flush().await?;
+        let position = self.wal.position();
+        self.slot.update(|reader| reader.last_received_lsn = position);
+        Ok(())
+    }
+
+    /// Waits for more WAL; after a while tells the receiver how things are, or sends it away if nothing
+    /// will come.
+    async fn wait(&mut self, end: Lsn) -> Result<(), QueryError> {
+        let changed = tokio::time::timeout(KEEPALIVE_PERIOD, self.commit.changed()).await;
+        if changed.is_ok() {
+            return Ok(());
+        }
+        if self
+            .timeline
+            .is_finished_for(self.slot.get().remote_consistent_lsn)
+        {
+            return Err(QueryError::StreamEnd(format!(
+                "ending streaming to {:?} at {}, receiver is caughtup and there is no computes",
+                self.application_name,
+                self.wal.position()
+            )));
+        }
+        let keepalive = ReplicationMessage::Keepalive {
+            end,
+            time: timestamp(SystemTime::now()),
+            reply_requested: true,
+        };
+        self.writer.put(|out| keepalive.encode(out));
+        self.writer.flush().await?;
+        Ok(())
+    }
+}

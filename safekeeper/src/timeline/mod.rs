@@ -1,0 +1,409 @@
+//! One timeline on this safekeeper: the acceptor behind a lock, and around it what can be known without
+//! waiting for the disk.
+//!
+//! Invariants
+//! * The acceptor and its files are used under one lock, and everything an operation decided is on disk
+//!   before the lock is given back and before anybody sees the new positions.
+//! * After an error of the disk the next operation opens the files anew; nothing was acknowledged that
+//!   is not durable. A full disk thus heals by itself, and damaged files keep being refused by name.
+//! * A deleted timeline never touches its files again.
+//!
+//! Not here: connections, and which timelines there are.
+
+mod core;
+mod peers;
+mod readers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use safekeeper_api::protocol::{AcceptorMessage, Term};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use utils::id::TenantTimelineId;
+use utils::lsn::Lsn;
+
+use self::core::{Core, Place};
+use crate::Sync;
+use crate::acceptor::{Acceptor, Action, ControlState, Positions, ServerInfo};
+use crate::config::{Config, WalBackup};
+use crate::metrics::WalCounters;
+use crate::wal_storage::{WalDir, WalReader};
+
+pub use self::core::DiskError;
+pub use self::peers::Peer;
+pub use self::readers::{Reader, ReaderSlot, Readers};
+
+/// An operation on a timeline failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TimelineError {
+    /// It was deleted.
+    #[error("Timeline {0} was cancelled and cannot be used anymore")]
+    Cancelled(TenantTimelineId),
+    /// Its files cannot be used.
+    #[error("Timeline {id} cannot be used")]
+    Disk {
+        /// The timeline.
+        id: TenantTimelineId,
+        /// What is wrong with them.
+        source: DiskError,
+    },
+}
+
+/// A timeline's state as of the last finished operation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshot {
+    /// Whether the WAL has been opened: before, positions are those of the control file, and there is no
+    /// `flush_lsn`.
+    pub is_open: bool,
+    /// The cluster.
+    pub server: ServerInfo,
+    /// The acceptor's term.
+    pub term: Term,
+    /// Term of the last record.
+    pub epoch: Term,
+    /// Where the newest term begins.
+    pub epoch_start_lsn: Lsn,
+    /// Where the timeline's WAL begins.
+    pub timeline_start_lsn: Lsn,
+    /// Where the WAL given to this safekeeper begins.
+    pub local_start_lsn: Lsn,
+    /// End of the bytes written.
+    pub write_lsn: Lsn,
+    /// End of the last whole record written.
+    pub record_lsn: Lsn,
+    /// End of the durable WAL.
+    pub flush_lsn: Lsn,
+    /// Positions as they are in memory.
+    pub positions: Positions,
+    /// Positions as the control file has them.
+    pub persisted: Positions,
+    /// Whether a segment is held open.
+    pub file_open: bool,
+}
+
+fn persisted_positions(control: &ControlState) -> Positions {
+    Positions {
+        commit_lsn: control.commit_lsn,
+        backup_lsn: control.backup_lsn,
+        peer_horizon_lsn: control.peer_horizon_lsn,
+        remote_consistent_lsn: control.remote_consistent_lsn,
+    }
+}
+
+impl Snapshot {
+    fn of_control(control: &ControlState) -> Self {
+        let persisted = persisted_positions(control);
+        Snapshot {
+            server: control.server,
+            term: control.term,
+            epoch_start_lsn: control.epoch_start_lsn(),
+            timeline_start_lsn: control.timeline_start_lsn,
+            local_start_lsn: control.local_start_lsn,
+            positions: persisted,
+            persisted,
+            ..Snapshot::default()
+        }
+    }
+
+    fn of_core(core: &Core) -> Self {
+        let acceptor = &core.acceptor;
+        Snapshot {
+            is_open: true,
+            epoch: acceptor.epoch(),
+            write_lsn: acceptor.write_lsn(),
+            record_lsn: acceptor.record_lsn(),
+            flush_lsn: acceptor.flush_lsn(),
+            positions: acceptor.positions(),
+            file_open: core.storage.is_file_open(),
+            ..Snapshot::of_control(acceptor.control())
+        }
+    }
+}
+
+/// The files, opened when they are first needed, and again after an error.
+#[derive(Debug)]
+enum CoreState {
+    Closed { durable_lsn: Option<Lsn> },
+    Open(Box<Core>),
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Timeline {
+    id: TenantTimelineId,
+    conf: Arc<Config>,
+    core: tokio::sync::Mutex<CoreState>,
+    snapshot: Mutex<Snapshot>,
+    /// Follows the commit LSN in memory.
+    commit: watch::Sender<Lsn>,
+    readers: Arc<Readers>,
+    peers: peers::Peers,
+    computes: AtomicUsize,
+    cancel: CancellationToken,
+    counters: WalCounters,
+    /// Segments below this number were removed.
+    removed_before: AtomicU64,
+    /// Bytes on disk when segments were last removed, 0 if they never were.
+    disk_usage: AtomicU64,
+}
+
+/// A compute's connection, for as long as it lasts.
+#[derive(Debug)]
+pub struct ComputeGuard(Arc<Timeline>);
+
+impl Drop for ComputeGuard {
+    fn drop(&mut self) {
+        self.0.computes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Timeline {
+    /// A timeline whose control file holds `control`. Its WAL is opened when it is first needed.
+    pub fn new(conf: Arc<Config>, control: &ControlState) -> Self {
+        Timeline {
+            id: control.id,
+            conf,
+            core: tokio::sync::Mutex::new(CoreState::Closed { durable_lsn: None }),
+            snapshot: Mutex::new(Snapshot::of_control(control)),
+            commit: watch::Sender::new(control.commit_lsn),
+            readers: Arc::default(),
+            peers: peers::Peers::default(),
+            computes: AtomicUsize::new(0),
+            cancel: CancellationToken::new(),
+            counters: WalCounters::default(),
+            removed_before: AtomicU64::new(0),
+            disk_usage: AtomicU64::new(0),
+        }
+    }
+
+    /// The timeline's name.
+    pub fn id(&self) -> TenantTimelineId {
+        self.id
+    }
+
+    /// The state as of the last finished operation.
+    pub fn snapshot(&self) -> Snapshot {
+        *self.snapshot.lock()
+    }
+
+    /// Follows the commit LSN.
+    pub fn watch_commit(&self) -> watch::Receiver<Lsn> {
+        self.commit.subscribe()
+    }
+
+    /// Those who read this timeline's WAL here.
+    pub fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
+    /// Time and bytes spent on WAL.
+    pub fn counters(&self) -> &WalCounters {
+        &self.counters
+    }
+
+    /// Cancelled when the timeline is deleted.
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Number of computes connected.
+    pub fn computes(&self) -> usize {
+        self.computes.load(Ordering::Relaxed)
+    }
+
+    /// Counts a compute for as long as the guard lives.
+    pub fn connect_compute(self: &Arc<Self>) -> ComputeGuard {
+        self.computes.fetch_add(1, Ordering::Relaxed);
+        ComputeGuard(Arc::clone(self))
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            node_id: self.conf.id,
+            dir: self.conf.timeline_dir(self.id),
+            sync: self.conf.sync,
+        }
+    }
+
+    /// Where the WAL is.
+    pub fn wal_dir(&self) -> WalDir {
+        WalDir {
+            path: self.conf.timeline_dir(self.id),
+            segment_size: self.snapshot().server.wal_seg_size as usize,
+        }
+    }
+
+    /// Reads WAL from `at` on.
+    pub fn read_wal(&self, at: Lsn) -> WalReader {
+        WalReader::new(self.wal_dir(), at)
+    }
+
+    /// Lets `decide` use the acceptor, carries out the actions it puts, and returns its result and the
+    /// replies, which may be sent: all that they depend on is durable.
+    ///
+    /// # Errors
+    /// The timeline is deleted, or its disk failed; nothing of the result is true then.
+    pub async fn with_acceptor<R>(
+        &self,
+        decide: impl FnOnce(&mut Acceptor, &mut Vec<Action>) -> R,
+    ) -> Result<(R, Vec<AcceptorMessage>), TimelineError> {
+        let mut state = self.core.lock().await;
+        if self.cancel.is_cancelled() {
+            return Err(TimelineError::Cancelled(self.id));
+        }
+        let core = self.opened(&mut state)?;
+        let mut actions = Vec::new();
+        let result = decide(&mut core.acceptor, &mut actions);
+        let waits_for_disk =
+            self.conf.sync == Sync::Yes && !actions.iter().all(|action| matches!(action, Action::Reply(_)));
+        let carried_out = if waits_for_disk {
+            tokio::task::block_in_place(|| core.carry_out(actions, &self.counters))
+        } else {
+            core.carry_out(actions, &self.counters)
+        };
+        let replies = match carried_out {
+            Ok(replies) => replies,
+            Err(source) => {
+                *state = CoreState::Closed {
+                    durable_lsn: Some(core.durable_lsn),
+                };
+                return Err(TimelineError::Disk { id: self.id, source });
+            }
+        };
+        if let Some(job) = core.storage.spare_job() {
+            // Its failure is met again, and reported, by whoever needs the segment.
+            drop(tokio::task::spawn_blocking(|| job.run()));
+        }
+        self.publish(core);
+        Ok((result, replies))
+    }
+
+    /// Opens the WAL if that has not been done.
+    pub async fn open(&self) -> Result<(), TimelineError> {
+        self.with_acceptor(|_, _| ()).await.map(|_| ())
+    }
+
+    fn opened<'a>(&self, state: &'a mut CoreState) -> Result<&'a mut Core, TimelineError> {
+        if let CoreState::Closed { durable_lsn } = *state {
+            let opened = tokio::task::block_in_place(|| Core::open(self.place(), durable_lsn));
+            let core = opened.map_err(|source| TimelineError::Disk { id: self.id, source })?;
+            *state = CoreState::Open(Box::new(core));
+        }
+        match state {
+            CoreState::Open(core) => Ok(core),
+            CoreState::Closed { .. } => unreachable!("it was opened above"),
+        }
+    }
+
+    fn publish(&self, core: &Core) {
+        let snapshot = Snapshot::of_core(core);
+        *self.snapshot.lock() = snapshot;
+        self.commit.send_if_modified(|commit| {
+            // After an error of the disk the acceptor may know less than was known before.
+            let advanced = snapshot.positions.commit_lsn > *commit;
+            *commit = snapshot.positions.commit_lsn.max(*commit);
+            advanced
+        });
+    }
+
+    /// The acceptor's durable state, with the term history.
+    pub async fn control(&self) -> Result<ControlState, TimelineError> {
+        let (control, _) = self
+            .with_acceptor(|acceptor, _| acceptor.control().clone())
+            .await?;
+        Ok(control)
+    }
+
+    /// A pageserver does not need WAL before `lsn` again.
+    pub async fn advance_remote_consistent_lsn(&self, lsn: Lsn) -> Result<(), TimelineError> {
+        if lsn <= self.snapshot().positions.remote_consistent_lsn {
+            return Ok(());
+        }
+        self.with_acceptor(|acceptor, out| {
+            acceptor.advance_remote_consistent_lsn(lsn);
+            acceptor.persist_if_far_ahead(out);
+        })
+        .await?;
+        Ok(())
+    }
+
+    fn segment_number(&self, lsn: Lsn) -> u64 {
+        lsn.segment_number(self.snapshot().server.wal_seg_size.max(1) as usize)
+    }
+
+    /// Whether there is WAL to be put into object storage, or soon will be.
+    pub fn needs_wal_backup(&self) -> bool {
+        let positions = self.snapshot().positions;
+        self.computes() > 0
+            || self.segment_number(positions.commit_lsn) > self.segment_number(positions.backup_lsn)
+    }
+
+    /// Whether anything is going on: only then is the timeline published, trimmed and measured.
+    pub fn is_active(&self) -> bool {
+        let positions = self.snapshot().positions;
+        !self.cancel.is_cancelled()
+            && (self.needs_wal_backup() || positions.remote_consistent_lsn < positions.commit_lsn)
+    }
+
+    /// Whether a reader that needs nothing before `received` can be sent away: no compute will write
+    /// more, and it has everything.
+    pub fn is_finished_for(&self, received: Lsn) -> bool {
+        let commit_lsn = self.snapshot().positions.commit_lsn;
+        self.computes() == 0 && (!commit_lsn.is_valid() || received >= commit_lsn)
+    }
+
+    /// Removes the segments that nobody will ask for. Blocking.
+    pub fn remove_old_wal(&self) -> Result<usize, crate::wal_storage::WalError> {
+        let Snapshot {
+            persisted, positions, ..
+        } = self.snapshot();
+        let mut horizon = persisted.remote_consistent_lsn.min(positions.peer_horizon_lsn);
+        if self.conf.wal_backup == WalBackup::Enabled {
+            horizon = horizon.min(positions.backup_lsn);
+        }
+        let segno = self.segment_number(horizon);
+        if segno <= 1 || segno <= self.removed_before.load(Ordering::Relaxed) || self.cancel.is_cancelled() {
+            return Ok(0);
+        }
+        let dir = self.wal_dir();
+        let removed = dir.remove_before(segno)?;
+        self.removed_before.store(segno, Ordering::Relaxed);
+        if removed > 0 {
+            let bytes = dir.segments()?.len() * dir.segment_size;
+            self.disk_usage.store(bytes as u64, Ordering::Relaxed);
+        }
+        Ok(removed)
+    }
+
+    /// Number of the newest segment that was removed, 0 if none was.
+    pub fn last_removed_segno(&self) -> u64 {
+        self.removed_before.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Bytes of WAL on disk after segments were removed; `None` if none ever were.
+    pub fn disk_usage_after_removal(&self) -> Option<u64> {
+        Some(self.disk_usage.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    /// Closes the file held open if no compute is there to write into it.
+    pub fn close_idle_file(&self) {
+        if self.computes() > 0 || !self.snapshot().file_open {
+            return;
+        }
+        if let Ok(mut state) = self.core.try_lock()
+            && let CoreState::Open(core) = &mut *state
+        {
+            core.storage.close_file();
+            self.publish(core);
+        }
+    }
+
+    /// Ends all use of the timeline: on return nothing of it touches its files.
+    pub async fn cancel(&self) {
+        self.cancel.cancel();
+        let mut state = self.core.lock().await;
+        *state = CoreState::Closed { durable_lsn: None };
+    }
+}
