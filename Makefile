@@ -8,7 +8,7 @@ PYTEST := .venv/bin/python -m pytest -c test_runner/pytest.ini --rootdir test_ru
 PYTEST_WORKERS ?= 3
 BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
 
-.PHONY: help setup setup-tests build release extension quickstart test test-rust test-regress lint nightly bench clean
+.PHONY: help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -33,6 +33,10 @@ extension: setup
 	$(MAKE) -s -C compute/neon PG_CONFIG=$(PG_CONFIG)
 	$(SUDO) $(MAKE) -s -C compute/neon PG_CONFIG=$(PG_CONFIG) install
 
+test-extension: setup
+	$(MAKE) -s -C compute/neon_test_utils PG_CONFIG=$(PG_CONFIG)
+	$(SUDO) $(MAKE) -s -C compute/neon_test_utils PG_CONFIG=$(PG_CONFIG) install
+
 quickstart: release extension
 	scripts/quickstart.sh
 
@@ -45,7 +49,7 @@ test-rust: setup
 		cargo test --workspace --no-fail-fast; \
 	fi
 
-test-regress: build extension setup-tests
+test-regress: build extension test-extension setup-tests
 	$(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
 
 lint: setup
@@ -53,7 +57,7 @@ lint: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/check_licences.py
 
-nightly: build extension setup-tests
+nightly: build extension test-extension setup-tests
 	NEON_NIGHTLY=1 $(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
 
 bench: release extension setup-tests
@@ -62,3 +66,4 @@ bench: release extension setup-tests
 clean:
 	cargo clean
 	$(MAKE) -C compute/neon PG_CONFIG=$(PG_CONFIG) clean
+	$(MAKE) -C compute/neon_test_utils PG_CONFIG=$(PG_CONFIG) clean

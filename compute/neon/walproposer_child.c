@@ -29,7 +29,6 @@
 #include "storage/pg_shmem.h"
 #include "utils/guc.h"
 
-#include "auth_guard.h"
 #include "cluster_state.h"
 #include "neon.h"
 #include "walproposer_child.h"
@@ -64,8 +63,8 @@ local_connection_string(void)
 		host = pnstrdup(sockets, strcspn(sockets, ", "));
 	else if (strcmp(host, "*") == 0 || strcmp(host, "0.0.0.0") == 0)
 		host = "127.0.0.1";
-	return psprintf("host=%s port=%s user=cloud_admin application_name=%s",
-					host, GetConfigOption("port", false, false), WALPROPOSER_APPLICATION_NAME);
+	return psprintf("host=%s port=%s user=cloud_admin",
+					host, GetConfigOption("port", false, false));
 }
 
 /* Back to what a program expects to find: signals and descriptors. */
