@@ -1,6 +1,8 @@
 //! The halves of a COPY stream as a server sees them.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use pq_proto::{BackendMessage, FrontendMessage, ProtocolError};
@@ -8,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::QueryError;
 use crate::framed::{ConnectionError, FramedReader, FramedWriter};
+
+/// Most that one write to a [`CopyWriter`] takes.
+const COPY_DATA_BYTES_MAX: usize = 64 * 1024;
 
 /// How the client's side of a COPY stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +126,25 @@ impl<'a, S: AsyncWrite> CopyWriter<'a, S> {
     /// Puts the regular end of this direction of the stream.
     pub fn done(self) {
         self.framed.put_backend(&BackendMessage::CopyDone);
+    }
+}
+
+/// What is written becomes `CopyData` messages, one per write: give it a buffer's worth at a time.
+impl<S: AsyncWrite> AsyncWrite for CopyWriter<'_, S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let framed = &mut *self.get_mut().framed;
+        ready!(framed.poll_room(context))?;
+        let piece = &data[..data.len().min(COPY_DATA_BYTES_MAX)];
+        framed.put_copy_data(|out| out.extend_from_slice(piece));
+        Poll::Ready(Ok(piece.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().framed.poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(context)
     }
 }
 

@@ -10,8 +10,10 @@
 //! * The in-buffer grows with the bytes that have arrived, not with what a length field claims.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pq_proto::frame::{self, Head};
 use pq_proto::startup::StartupPacket;
 use pq_proto::{BackendMessage, FrontendMessage, ProtocolError};
@@ -257,6 +259,31 @@ impl<S: AsyncWrite> FramedWriter<S> {
         self.stream.write_all_buf(&mut self.buffer).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+
+    /// Ready once there is room for more in the out-buffer; sends of it what it must for that.
+    pub(crate) fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.buffer.len() >= OUT_BUFFER_BYTES_LARGE {
+            ready!(self.poll_send(context))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready once everything is sent.
+    pub(crate) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.buffer.is_empty() {
+            ready!(self.poll_send(context))?;
+        }
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = ready!(Pin::new(&mut self.stream).poll_write(context, &self.buffer))?;
+        if sent == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.buffer.advance(sent);
+        Poll::Ready(Ok(()))
     }
 
     /// Flushes if much has gathered, so that the out-buffer stays small in a long stream.

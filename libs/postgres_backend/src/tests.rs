@@ -73,9 +73,13 @@ impl Handler<DuplexStream> for Echo {
             }
             "copy out" => {
                 let mut writer = connection.copy_out().await?;
-                for _ in 0..100 {
+                for _ in 0..50 {
                     writer.send(&[b'x'; 5000]).await?;
                 }
+                writer
+                    .write_all(&[b'x'; 250_000])
+                    .await
+                    .map_err(ConnectionError::from)?;
                 writer.done();
             }
             "copy both" => self.copy_both(connection).await?,

@@ -55,9 +55,9 @@ impl ClusterTemplate {
         import.finish(Some(template.at.prev)).await
     }
 
-    /// Makes the template now, so that the first timeline need not wait for it.
-    pub async fn prepare(&self) -> Result<(), ImportError> {
-        self.get().await.map(drop)
+    /// Makes the template now if there is none, and tells where the WAL of its copies goes on.
+    pub async fn prepare(&self) -> Result<RecordLsn, ImportError> {
+        Ok(self.get().await?.at)
     }
 
     async fn get(&self) -> Result<Template, ImportError> {

@@ -40,6 +40,7 @@ use crate::pgdatadir::modification::Modification;
 use crate::pgdatadir::{self, DataError};
 use crate::timeline::memory_store::MemoryStore;
 use crate::timeline::store::{ReadStore, WriteBatch};
+use crate::timeline::{Timeline, TimelineWriter};
 
 /// WAL after which the values collected go to the store, in bytes.
 const BATCH_WAL_BYTES_MAX: usize = 1024 * 1024;
@@ -77,6 +78,22 @@ impl WriteStore for Arc<MemoryStore> {
     }
 
     fn advance(&mut self, _record: RecordLsn) {}
+}
+
+impl WriteStore for TimelineWriter {
+    type Reader = Timeline;
+
+    fn reader(&self) -> &Timeline {
+        self.timeline()
+    }
+
+    async fn put(&mut self, batch: WriteBatch) -> Result<(), WriteError> {
+        Ok(TimelineWriter::put(self, batch).await?)
+    }
+
+    fn advance(&mut self, record: RecordLsn) {
+        TimelineWriter::advance(self, record);
+    }
 }
 
 /// Why a record could not be ingested.

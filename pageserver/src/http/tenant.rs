@@ -1,0 +1,108 @@
+//! Routes of tenants.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use pageserver_api::models::{
+    TenantConfigRequest, TenantConfigResponse, TenantCreateRequest, TenantInfo, TenantState,
+};
+use utils::http::{ApiError, Bearer, JsonBody, PathParams};
+use utils::id::TenantId;
+
+use super::{AppState, check_permission, get_tenant_error, internal};
+use crate::server::Server;
+use crate::tenant::{self, CreateTenantError, Tenant};
+
+pub(super) fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/v1/tenant", get(list).post(create))
+        .route("/v1/tenant/config", put(configure))
+        .route("/v1/tenant/{tenant_id}", get(show))
+        .route("/v1/tenant/{tenant_id}/config", get(show_config))
+}
+
+/// The state as the API names it.
+pub fn tenant_state(state: &tenant::TenantState) -> TenantState {
+    match state {
+        tenant::TenantState::Loading => TenantState::Loading,
+        tenant::TenantState::Attaching => TenantState::Attaching,
+        tenant::TenantState::Active => TenantState::Active,
+        tenant::TenantState::Stopping => TenantState::Stopping,
+        tenant::TenantState::Broken { .. } => TenantState::Broken,
+    }
+}
+
+fn info(tenant: &Tenant) -> TenantInfo {
+    let state = tenant_state(&tenant.state());
+    TenantInfo {
+        id: tenant.id,
+        state,
+        current_physical_size: None,
+        has_in_progress_downloads: matches!(state, TenantState::Loading | TenantState::Attaching),
+    }
+}
+
+async fn list(State(server): AppState, bearer: Bearer) -> Result<Json<Vec<TenantInfo>>, ApiError> {
+    check_permission(&bearer, None)?;
+    Ok(Json(
+        server.tenants.list().iter().map(|tenant| info(tenant)).collect(),
+    ))
+}
+
+async fn create(
+    State(server): AppState,
+    bearer: Bearer,
+    JsonBody(request): JsonBody<Option<TenantCreateRequest>>,
+) -> Result<(StatusCode, Json<TenantId>), ApiError> {
+    check_permission(&bearer, None)?;
+    let request = request.unwrap_or_default();
+    let id = request.new_tenant_id.unwrap_or_else(TenantId::generate);
+    let created = server.tenants.create_tenant(id, request.config).await;
+    created.map_err(|error| match error {
+        CreateTenantError::AlreadyExists { .. } => ApiError::Conflict(error.to_string()),
+        other => internal(other),
+    })?;
+    Ok((StatusCode::CREATED, Json(id)))
+}
+
+async fn show(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+) -> Result<Json<TenantInfo>, ApiError> {
+    let id: TenantId = params.parse("tenant_id")?;
+    check_permission(&bearer, Some(id))?;
+    let tenant = server.tenants.get(id).map_err(get_tenant_error)?;
+    Ok(Json(info(&tenant)))
+}
+
+async fn configure(
+    State(server): AppState,
+    bearer: Bearer,
+    JsonBody(request): JsonBody<TenantConfigRequest>,
+) -> Result<Json<()>, ApiError> {
+    check_permission(&bearer, Some(request.tenant_id))?;
+    let tenant = server
+        .tenants
+        .get_active(request.tenant_id)
+        .map_err(get_tenant_error)?;
+    tenant.set_overrides(request.config).await.map_err(internal)?;
+    Ok(Json(()))
+}
+
+async fn show_config(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+) -> Result<Json<TenantConfigResponse>, ApiError> {
+    let id: TenantId = params.parse("tenant_id")?;
+    check_permission(&bearer, Some(id))?;
+    let tenant = server.tenants.get(id).map_err(get_tenant_error)?;
+    Ok(Json(TenantConfigResponse {
+        tenant_specific_overrides: tenant.overrides(),
+        effective_config: (*tenant.config()).clone(),
+    }))
+}

@@ -1,0 +1,175 @@
+//! Routes of timelines.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use pageserver_api::models::{TimelineCreateRequest, TimelineInfo, TimelineState};
+use utils::http::{ApiError, Bearer, JsonBody, PathParams, QueryParams};
+use utils::id::{TenantId, TenantTimelineId, TimelineId};
+use utils::lsn::Lsn;
+
+use super::{
+    AppState, check_permission, create_timeline_error, get_tenant_error, internal, new_cluster_error,
+    not_found,
+};
+use crate::pgdatadir;
+use crate::server::{PG_VERSION, Server, check_pg_version};
+use crate::tenant::{BranchSpec, DeleteTimelineError};
+use crate::timeline::{self, Timeline};
+
+pub(super) fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/v1/tenant/{tenant_id}/timeline", get(list).post(create))
+        .route(
+            "/v1/tenant/{tenant_id}/timeline/{timeline_id}",
+            get(show).delete(delete),
+        )
+}
+
+/// Whether the logical size is counted afresh for the answer.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum CountSize {
+    Yes,
+    No,
+}
+
+fn count_size(query: &QueryParams) -> Result<CountSize, ApiError> {
+    let wanted: Option<bool> = query.optional("include-non-incremental-logical-size")?;
+    Ok(match wanted {
+        Some(true) => CountSize::Yes,
+        _ => CountSize::No,
+    })
+}
+
+/// The timeline that the path names, after checking that the bearer may see it.
+fn find(server: &Server, bearer: &Bearer, params: &PathParams) -> Result<Arc<Timeline>, ApiError> {
+    let tenant_id: TenantId = params.parse("tenant_id")?;
+    let timeline_id: TimelineId = params.parse("timeline_id")?;
+    check_permission(bearer, Some(tenant_id))?;
+    let tenant = server.tenants.get_active(tenant_id).map_err(get_tenant_error)?;
+    tenant.get_timeline(timeline_id).map_err(not_found)
+}
+
+async fn list(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+    query: QueryParams,
+) -> Result<Json<Vec<TimelineInfo>>, ApiError> {
+    let tenant_id: TenantId = params.parse("tenant_id")?;
+    check_permission(&bearer, Some(tenant_id))?;
+    let count = count_size(&query)?;
+    let tenant = server.tenants.get_active(tenant_id).map_err(get_tenant_error)?;
+    let mut infos = Vec::new();
+    for timeline in tenant.timelines() {
+        infos.push(info(&server, &timeline, count).await?);
+    }
+    Ok(Json(infos))
+}
+
+async fn show(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+    query: QueryParams,
+) -> Result<Json<TimelineInfo>, ApiError> {
+    let timeline = find(&server, &bearer, &params)?;
+    Ok(Json(info(&server, &timeline, count_size(&query)?).await?))
+}
+
+async fn create(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+    JsonBody(request): JsonBody<Option<TimelineCreateRequest>>,
+) -> Result<(StatusCode, Json<TimelineInfo>), ApiError> {
+    let tenant_id: TenantId = params.parse("tenant_id")?;
+    check_permission(&bearer, Some(tenant_id))?;
+    let request = request.unwrap_or_default();
+    let tenant = server.tenants.get_active(tenant_id).map_err(get_tenant_error)?;
+    let timeline_id = request.new_timeline_id.unwrap_or_else(TimelineId::generate);
+    let timeline = match request.ancestor_timeline_id {
+        Some(ancestor_id) => {
+            let spec = BranchSpec {
+                timeline_id,
+                ancestor_id,
+                start_lsn: request.ancestor_start_lsn,
+                wait_timeout: server.config.wait_lsn_timeout,
+            };
+            tenant.branch(spec).await.map_err(create_timeline_error)?
+        }
+        None => {
+            check_pg_version(request.pg_version.unwrap_or(PG_VERSION))
+                .map_err(|error| ApiError::BadRequest(error.into()))?;
+            server
+                .new_cluster(&tenant, timeline_id)
+                .await
+                .map_err(new_cluster_error)?
+        }
+    };
+    let info = info(&server, &timeline, CountSize::No).await?;
+    Ok((StatusCode::CREATED, Json(info)))
+}
+
+async fn delete(State(server): AppState, bearer: Bearer, params: PathParams) -> Result<Json<()>, ApiError> {
+    let tenant_id: TenantId = params.parse("tenant_id")?;
+    let timeline_id: TimelineId = params.parse("timeline_id")?;
+    check_permission(&bearer, Some(tenant_id))?;
+    let tenant = server.tenants.get_active(tenant_id).map_err(get_tenant_error)?;
+    tenant
+        .delete_timeline(timeline_id)
+        .await
+        .map_err(|error| match error {
+            DeleteTimelineError::NotFound => not_found(error),
+            DeleteTimelineError::HasBranches => ApiError::Conflict(error.to_string()),
+            other => internal(other),
+        })?;
+    Ok(Json(()))
+}
+
+async fn info(server: &Server, timeline: &Timeline, count: CountSize) -> Result<TimelineInfo, ApiError> {
+    let last = timeline.last_record();
+    let counted = match count {
+        CountSize::Yes => Some(
+            pgdatadir::logical_size(timeline, last.last)
+                .await
+                .map_err(internal)?,
+        ),
+        CountSize::No => None,
+    };
+    let id = TenantTimelineId::new(timeline.tenant_id, timeline.timeline_id);
+    let receiver = server.receivers.status(id);
+    let source = receiver
+        .as_ref()
+        .map(|status| status.source())
+        .unwrap_or_default();
+    let ancestor = timeline.ancestor();
+    Ok(TimelineInfo {
+        tenant_id: id.tenant_id,
+        timeline_id: id.timeline_id,
+        ancestor_timeline_id: ancestor.map(|(ancestor, _)| ancestor.timeline_id),
+        ancestor_lsn: ancestor.map(|(_, lsn)| lsn).filter(|lsn| *lsn != Lsn::INVALID),
+        last_record_lsn: last.last,
+        prev_record_lsn: last.prev,
+        latest_gc_cutoff_lsn: timeline.latest_gc_cutoff_lsn(),
+        disk_consistent_lsn: timeline.disk_consistent_lsn(),
+        remote_consistent_lsn: timeline.remote_consistent_lsn(),
+        current_logical_size: receiver.map(|status| status.logical_size().approximate()),
+        current_physical_size: None,
+        current_logical_size_non_incremental: counted,
+        timeline_dir_layer_file_size_sum: None,
+        wal_source_connstr: source.connstr,
+        last_received_msg_lsn: source.received_lsn,
+        last_received_msg_ts: source.received_at,
+        pg_version: timeline.pg_version,
+        state: match timeline.state() {
+            timeline::TimelineState::Loading => TimelineState::Loading,
+            timeline::TimelineState::Active => TimelineState::Active,
+            timeline::TimelineState::Stopping => TimelineState::Stopping,
+            timeline::TimelineState::Broken => TimelineState::Broken,
+        },
+    })
+}

@@ -1,0 +1,121 @@
+//! Gauges that are read off the state of the server for each request.
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{IntGauge, IntGaugeVec, Opts};
+
+use super::{HANDLER_REQUESTS, TIMELINE_LABELS};
+use crate::server::Server;
+use crate::tenant::Tenant;
+use pageserver_api::models::TenantState;
+use utils::id::TenantTimelineId;
+
+/// Everything there is to show.
+pub fn gather(server: &Server) -> Vec<MetricFamily> {
+    HANDLER_REQUESTS.inc();
+    let gauges = Gauges::new();
+    for tenant in server.tenants.list() {
+        gauges.add_tenant(server, &tenant);
+    }
+    let mut families = prometheus::gather();
+    for gauge in [
+        &gauges.last_record_lsn,
+        &gauges.logical_size,
+        &gauges.resident_size,
+        &gauges.tenant_states,
+    ] {
+        families.extend(gauge.collect());
+    }
+    families.extend(gauges.ondisk_layers.collect());
+    families.extend(process());
+    families
+}
+
+struct Gauges {
+    last_record_lsn: IntGaugeVec,
+    logical_size: IntGaugeVec,
+    resident_size: IntGaugeVec,
+    tenant_states: IntGaugeVec,
+    ondisk_layers: IntGauge,
+}
+
+fn gauge_vec(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    IntGaugeVec::new(Opts::new(name, help), labels).expect("names here are constants and valid")
+}
+
+fn gauge(name: &str, help: &str) -> IntGauge {
+    IntGauge::new(name, help).expect("names here are constants and valid")
+}
+
+impl Gauges {
+    fn new() -> Self {
+        Gauges {
+            last_record_lsn: gauge_vec(
+                "pageserver_last_record_lsn",
+                "End of the last record ingested",
+                &TIMELINE_LABELS,
+            ),
+            logical_size: gauge_vec(
+                "pageserver_current_logical_size",
+                "Bytes of all relations",
+                &TIMELINE_LABELS,
+            ),
+            resident_size: gauge_vec(
+                "pageserver_resident_physical_size",
+                "Bytes of layer files on disk",
+                &TIMELINE_LABELS,
+            ),
+            tenant_states: gauge_vec(
+                "pageserver_tenant_states_count",
+                "1 for the state each tenant is in",
+                &["tenant_id", "state"],
+            ),
+            ondisk_layers: gauge("pageserver_ondisk_layers", "Layer files on disk"),
+        }
+    }
+
+    fn add_tenant(&self, server: &Server, tenant: &Tenant) {
+        let tenant_id = tenant.id.to_string();
+        let present = crate::http::tenant_state(&tenant.state());
+        for state in TenantState::ALL {
+            let name = state.as_str().to_lowercase();
+            let gauge = self.tenant_states.with_label_values(&[&tenant_id, &name]);
+            gauge.set(i64::from(state == present));
+        }
+        for timeline in tenant.timelines() {
+            let labels = [tenant_id.clone(), timeline.timeline_id.to_string()];
+            let set = |gauge: &IntGaugeVec, value: u64| gauge.with_label_values(&labels).set(value as i64);
+            set(&self.last_record_lsn, timeline.last_record().last.0);
+            let id = TenantTimelineId::new(tenant.id, timeline.timeline_id);
+            if let Some(status) = server.receivers.status(id) {
+                set(&self.logical_size, status.logical_size().approximate());
+            }
+        }
+    }
+}
+
+/// What the kernel knows of this process.
+fn process() -> Vec<MetricFamily> {
+    let io_opts = Opts::new(
+        "libmetrics_disk_io_bytes_total",
+        "Bytes read from and written to disk",
+    );
+    let io = IntGaugeVec::new(io_opts, &["io_operation"]).expect("names here are constants and valid");
+    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    for (field, operation) in [("read_bytes:", "read"), ("write_bytes:", "write")] {
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.trim().parse().ok());
+        io.with_label_values(&[operation]).set(value.unwrap_or(0));
+    }
+    let maxrss = gauge("libmetrics_maxrss_kb", "Most memory this process had, in kB");
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = text.lines().find_map(|line| {
+        let value = line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?;
+        value.trim().parse().ok()
+    });
+    maxrss.set(peak.unwrap_or(0));
+    let mut families = io.collect();
+    families.extend(maxrss.collect());
+    families
+}

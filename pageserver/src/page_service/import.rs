@@ -1,0 +1,96 @@
+//! `import basebackup` and `import wal`: a cluster made elsewhere, as tar archives in COPY IN streams.
+
+use postgres_backend::{Connection, CopyEnd, CopyReader, QueryError};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
+
+use super::command::{ImportBaseBackupRequest, ImportWalRequest};
+use crate::import::{self, ImportError};
+use crate::server::{Server, check_pg_version};
+
+/// Bytes of an archive between the network and the import.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// Makes a timeline of a base backup.
+pub async fn base_backup<S>(
+    connection: &mut Connection<S>,
+    server: &Server,
+    request: ImportBaseBackupRequest,
+) -> Result<(), QueryError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let tenant = server.active_tenant(request.id.tenant_id).await?;
+    check_pg_version(request.pg_version).map_err(anyhow::Error::from)?;
+    let unfinished = server
+        .start_timeline(&tenant, request.id.timeline_id, request.base_lsn)
+        .await
+        .map_err(anyhow::Error::from)?;
+    let writer = unfinished.timeline().writer().await;
+    let (near, mut far) = tokio::io::duplex(PIPE_BYTES);
+    let mut reader = connection.copy_in().await?;
+    let importing = async {
+        // The pipe's end must be gone when the import is, or its sender would wait for ever.
+        let result = import::import_base_backup(writer, request.base_lsn, &mut far).await;
+        drop(far);
+        result
+    };
+    let (sent, imported) = tokio::join!(pump(&mut reader, near), importing);
+    outcome(sent, imported.map(drop))?;
+    unfinished.finish().await.map_err(anyhow::Error::from)?;
+    connection.put_complete("SELECT 1");
+    Ok(())
+}
+
+/// Continues a timeline with WAL.
+pub async fn wal<S>(
+    connection: &mut Connection<S>,
+    server: &Server,
+    request: ImportWalRequest,
+) -> Result<(), QueryError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let timeline = server.active_timeline(request.id).await?;
+    let writer = timeline.writer().await;
+    let last = timeline.last_record();
+    if last.last != request.start_lsn {
+        let error = ImportError::NotContinuous {
+            start: request.start_lsn,
+            last: last.last,
+        };
+        return Err(anyhow::Error::from(error).into());
+    }
+    let (near, mut far) = tokio::io::duplex(PIPE_BYTES);
+    let mut reader = connection.copy_in().await?;
+    let importing = async {
+        let result = import::import_wal(writer, last, request.end_lsn, &mut far).await;
+        drop(far);
+        result
+    };
+    let (sent, imported) = tokio::join!(pump(&mut reader, near), importing);
+    outcome(sent, imported.map(drop))?;
+    connection.put_complete("SELECT 1");
+    Ok(())
+}
+
+/// Moves what the client sends into the pipe until the client ends its stream. When nobody reads the
+/// pipe any more, the rest of the stream is dropped: it has to be received before the error is sent.
+async fn pump<S>(reader: &mut CopyReader<'_, S>, mut pipe: DuplexStream) -> Result<(), QueryError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut open = true;
+    loop {
+        match reader.next().await {
+            Ok(data) => open = open && pipe.write_all(&data).await.is_ok(),
+            Err(CopyEnd::Done) => return Ok(()),
+            Err(end) => return Err(end.into()),
+        }
+    }
+}
+
+/// A broken stream explains a failed import, not the other way round.
+fn outcome(sent: Result<(), QueryError>, imported: Result<(), ImportError>) -> Result<(), QueryError> {
+    sent?;
+    imported.map_err(|error| anyhow::Error::from(error).into())
+}

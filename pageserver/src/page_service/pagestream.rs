@@ -1,0 +1,210 @@
+//! `pagestream`: a compute's reads (libpq services, section 3).
+//!
+//! Requests are answered one after another, in order. All requests that have arrived are answered
+//! before the answers are sent: a pipelining client costs one system call per batch, not per page.
+//!
+//! A request that fails gets an error as its answer and the stream goes on; only a message that is no
+//! request ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pageserver_api::pagestream::{DecodeError, Query, Request, RequestLsn, Response};
+use postgres_backend::{Connection, CopyEnd, CopyReader, CopyWriter, QueryError};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::{error, info};
+use utils::lsn::Lsn;
+
+use crate::metrics::{SmgrQuery, TimelineMetrics};
+use crate::pgdatadir::{self, DEFAULT_TABLESPACE, DataError, DbId};
+use crate::timeline::{ReadError, Timeline};
+
+/// Why a request is answered with an error.
+#[derive(Debug, thiserror::Error)]
+enum RequestError {
+    #[error("invalid LSN(0) in request")]
+    InvalidLsn,
+    #[error("malformed request: {0}")]
+    Malformed(#[from] DecodeError),
+    #[error(
+        "tried to request a page version that was garbage collected. requested at {lsn} gc cutoff {cutoff}"
+    )]
+    Collected { lsn: Lsn, cutoff: Lsn },
+    #[error(transparent)]
+    Data(DataError),
+}
+
+impl From<DataError> for RequestError {
+    fn from(error: DataError) -> Self {
+        match error {
+            DataError::Read(ReadError::Collected { lsn, cutoff, .. }) => {
+                RequestError::Collected { lsn, cutoff }
+            }
+            other => RequestError::Data(other),
+        }
+    }
+}
+
+impl From<ReadError> for RequestError {
+    fn from(error: ReadError) -> Self {
+        DataError::from(error).into()
+    }
+}
+
+impl RequestError {
+    /// Whether the cause lies here and a person should look.
+    fn is_ours(&self) -> bool {
+        match self {
+            RequestError::Data(DataError::Read(error)) => {
+                !matches!(error, ReadError::Stopping(_) | ReadError::WaitLsn { .. })
+            }
+            RequestError::Data(_) => true,
+            _ => false,
+        }
+    }
+}
+
+struct PageStream<'a> {
+    timeline: &'a Arc<Timeline>,
+    metrics: Arc<TimelineMetrics>,
+    wait_lsn_timeout: Duration,
+}
+
+/// Answers requests until the client leaves or the timeline stops.
+pub async fn serve<S>(
+    connection: &mut Connection<S>,
+    timeline: &Arc<Timeline>,
+    wait_lsn_timeout: Duration,
+) -> Result<(), QueryError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let stream = PageStream {
+        timeline,
+        metrics: TimelineMetrics::of(timeline.id()),
+        wait_lsn_timeout,
+    };
+    let (mut reader, mut writer) = connection.copy_both().await?;
+    let end = tokio::select! {
+        end = stream.run(&mut reader, &mut writer) => end,
+        () = timeline.cancelled().cancelled() => {
+            let error = ReadError::Stopping(timeline.timeline_id);
+            return Err(QueryError::Unavailable(error.into()));
+        }
+    };
+    match end {
+        Ok(CopyEnd::Done) => {
+            writer.done();
+            connection.put_complete("COPY");
+            Ok(())
+        }
+        // Leaving is how a compute ends the stream.
+        Ok(end) => Err(end.into()),
+        Err(error) => Err(error),
+    }
+}
+
+impl PageStream<'_> {
+    async fn run<S>(
+        &self,
+        reader: &mut CopyReader<'_, S>,
+        writer: &mut CopyWriter<'_, S>,
+    ) -> Result<CopyEnd, QueryError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            let mut payload = match reader.next().await {
+                Ok(payload) => payload,
+                Err(end) => return Ok(end),
+            };
+            let end = loop {
+                let response = self.respond(payload).await?;
+                writer.put(|out| response.encode(out));
+                writer.flush_if_large().await?;
+                match reader.next_buffered() {
+                    Ok(Some(next)) => payload = next,
+                    Ok(None) => break None,
+                    Err(end) => break Some(end),
+                }
+            };
+            writer.flush().await?;
+            if let Some(end) = end {
+                return Ok(end);
+            }
+        }
+    }
+
+    async fn respond(&self, payload: Bytes) -> Result<Response, QueryError> {
+        let request = match Request::decode(&payload) {
+            Ok(request) => request,
+            Err(error @ DecodeError::UnknownTag(_)) => return Err(QueryError::Failed(error.into())),
+            Err(error) => return Ok(Response::Error(RequestError::from(error).to_string())),
+        };
+        let begin = Instant::now();
+        let result = self.answer(request).await;
+        let kind = match request.query {
+            Query::Exists(_) => SmgrQuery::Exists,
+            Query::Nblocks(_) => SmgrQuery::Nblocks,
+            Query::GetPage { .. } => SmgrQuery::GetPage,
+            Query::DbSize { .. } => SmgrQuery::DbSize,
+        };
+        self.metrics.smgr(kind).observe(begin.elapsed().as_secs_f64());
+        Ok(result.unwrap_or_else(|error| {
+            let ours = error.is_ours();
+            let text = format!("{:#}", anyhow::Error::new(error));
+            if ours {
+                error!("cannot answer {request:?}: {text}");
+            } else {
+                info!("cannot answer {request:?}: {text}");
+            }
+            Response::Error(text)
+        }))
+    }
+
+    async fn answer(&self, request: Request) -> Result<Response, RequestError> {
+        let lsn = self.effective_lsn(request.at).await?;
+        let timeline = &**self.timeline;
+        Ok(match request.query {
+            Query::Exists(rel) => Response::Exists(pgdatadir::rel_exists(timeline, rel, lsn).await?),
+            Query::Nblocks(rel) => match pgdatadir::rel_size(timeline, rel, lsn).await? {
+                Some(blocks) => Response::Nblocks(blocks),
+                None => return Err(DataError::NoSuchRelation { rel, lsn }.into()),
+            },
+            Query::GetPage { rel, block } => {
+                Response::GetPage(pgdatadir::rel_page(timeline, rel, block, lsn).await?)
+            }
+            Query::DbSize { dbnode } => {
+                let db = DbId {
+                    spcnode: DEFAULT_TABLESPACE,
+                    dbnode,
+                };
+                Response::DbSize(pgdatadir::db_size(timeline, db, lsn).await?)
+            }
+        })
+    }
+
+    /// The LSN to read at, once WAL has arrived up to it.
+    async fn effective_lsn(&self, at: RequestLsn) -> Result<Lsn, RequestError> {
+        let last = self.timeline.last_record().last;
+        let lsn = match at {
+            RequestLsn { latest: true, lsn } if lsn <= last => last,
+            RequestLsn {
+                latest: false,
+                lsn: Lsn(0),
+            } => return Err(RequestError::InvalidLsn),
+            RequestLsn { lsn, .. } => lsn,
+        };
+        if lsn > last {
+            let timer = self.metrics.wait_lsn.start_timer();
+            self.timeline.wait_lsn(lsn, self.wait_lsn_timeout).await?;
+            timer.observe_duration();
+        }
+        let cutoff = self.timeline.latest_gc_cutoff_lsn();
+        if lsn < cutoff {
+            return Err(RequestError::Collected { lsn, cutoff });
+        }
+        Ok(lsn)
+    }
+}
