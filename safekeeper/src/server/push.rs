@@ -60,7 +60,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
     };
     let timeline = timeline_of(map, id, &greeting).await?;
     let stored = timeline.snapshot().server;
-    if stored.system_id != 0 && stored.system_id != greeting.system_id {
+    let known = stored.system_id != 0 && greeting.system_id != 0;
+    if known && stored.system_id != greeting.system_id {
         warn!(
             "system identifier of {id} changes from {} to {}",
             stored.system_id, greeting.system_id
