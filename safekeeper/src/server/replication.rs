@@ -89,6 +89,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
         application_name: request.application_name,
         writer,
         buffer: BytesMut::new(),
+        checked_segno: None,
     };
     let end = tokio::select! {
         end = receive(&mut reader, timeline, &slot) => end,
@@ -151,6 +152,7 @@ struct Sender<'a, S> {
     application_name: Option<String>,
     writer: CopyWriter<'a, S>,
     buffer: BytesMut,
+    checked_segno: Option<u64>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
@@ -177,6 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
 
     async fn send_chunk(&mut self, end: Lsn) -> Result<(), QueryError> {
         let start = self.wal.position();
+        self.check_soundness(start)?;
         self.buffer.clear();
         let read = match self.wal.try_read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer) {
             Ok(None) => tokio::task::block_in_place(|| {
@@ -197,6 +200,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
         self.writer.flush().await?;
         let position = self.wal.position();
         self.slot.update(|reader| reader.last_received_lsn = position);
+        Ok(())
+    }
+
+    /// Checks the WAL at `start` when it is the first of a segment that is sent.
+    fn check_soundness(&mut self, start: Lsn) -> Result<(), QueryError> {
+        let segno = start.segment_number(self.timeline.wal_dir().segment_size);
+        if self.checked_segno == Some(segno) {
+            return Ok(());
+        }
+        tokio::task::block_in_place(|| self.timeline.check_segment(start)).map_err(anyhow::Error::new)?;
+        self.checked_segno = Some(segno);
         Ok(())
     }
 

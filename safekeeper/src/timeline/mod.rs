@@ -14,6 +14,7 @@ mod core;
 mod peers;
 mod readers;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -29,7 +30,7 @@ use crate::Sync;
 use crate::acceptor::{Acceptor, Action, ControlState, Positions, ServerInfo};
 use crate::config::{Config, WalBackup};
 use crate::metrics::WalCounters;
-use crate::wal_storage::{WalDir, WalReader};
+use crate::wal_storage::{WalDir, WalReader, verify_segment};
 
 pub use self::core::DiskError;
 pub use self::peers::Peer;
@@ -143,10 +144,19 @@ pub struct Timeline {
     computes: AtomicUsize,
     cancel: CancellationToken,
     counters: WalCounters,
+    /// Segments known to be sound: those read before, and all from the one that the WAL ended in when
+    /// it was opened.
+    sound: Mutex<SoundSegments>,
     /// Segments below this number were removed.
     removed_before: AtomicU64,
     /// Bytes on disk when segments were last removed, 0 if they never were.
     disk_usage: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct SoundSegments {
+    read_before: HashSet<u64>,
+    all_from: Option<u64>,
 }
 
 /// A compute's connection, for as long as it lasts.
@@ -173,6 +183,7 @@ impl Timeline {
             computes: AtomicUsize::new(0),
             cancel: CancellationToken::new(),
             counters: WalCounters::default(),
+            sound: Mutex::default(),
             removed_before: AtomicU64::new(0),
             disk_usage: AtomicU64::new(0),
         }
@@ -240,6 +251,27 @@ impl Timeline {
         WalReader::new(self.wal_dir(), at)
     }
 
+    /// Makes sure that the records of the segment of `at` are sound before they are served: what was
+    /// written by an earlier process may have been damaged since. Blocking, once per segment.
+    pub fn check_segment(&self, at: Lsn) -> Result<(), TimelineError> {
+        let dir = self.wal_dir();
+        let segno = at.segment_number(dir.segment_size);
+        let known = |sound: &SoundSegments| {
+            sound.all_from.is_some_and(|from| segno >= from) || sound.read_before.contains(&segno)
+        };
+        if known(&self.sound.lock()) {
+            return Ok(());
+        }
+        verify_segment(&dir, segno, self.snapshot().positions.commit_lsn).map_err(|error| {
+            TimelineError::Disk {
+                id: self.id,
+                source: error.into(),
+            }
+        })?;
+        self.sound.lock().read_before.insert(segno);
+        Ok(())
+    }
+
     /// Lets `decide` use the acceptor, carries out the actions it puts, and returns its result and the
     /// replies, which may be sent: all that they depend on is durable.
     ///
@@ -289,6 +321,8 @@ impl Timeline {
         if let CoreState::Closed { durable_lsn } = *state {
             let opened = tokio::task::block_in_place(|| Core::open(self.place(), durable_lsn));
             let core = opened.map_err(|source| TimelineError::Disk { id: self.id, source })?;
+            let opened_segno = self.segment_number(core.acceptor.positions().commit_lsn);
+            self.sound.lock().all_from.get_or_insert(opened_segno);
             *state = CoreState::Open(Box::new(core));
         }
         match state {

@@ -26,7 +26,7 @@ pub enum OpenWalError {
     #[error("{0} bytes is no size for WAL segments")]
     SegmentSize(usize),
     /// Durable WAL is not there.
-    #[error("WAL segment {path} is missing although WAL was durable up to {known_end}")]
+    #[error("WAL segment is not found: {path} is missing although WAL was durable up to {known_end}")]
     Missing {
         /// The file that should be there.
         path: PathBuf,
@@ -96,26 +96,43 @@ pub fn find_end(dir: &WalDir, known_end: Lsn, expected: Expected) -> Result<Lsn,
 
 /// Verifies the records of the segment that `known_end` is in or at the end of, up to `known_end`.
 fn verify_segment_of(dir: &WalDir, known_end: Lsn) -> Result<(), OpenWalError> {
-    let last_byte = Lsn(known_end.0.saturating_sub(1));
-    let segno = last_byte.segment_number(dir.segment_size);
-    let Some((file, path)) = open(dir, segno)? else {
-        return Err(OpenWalError::Missing {
-            path: dir.full_path(segno),
-            known_end,
-        });
+    let segno = Lsn(known_end.0.saturating_sub(1)).segment_number(dir.segment_size);
+    let verified = verify_segment(dir, segno, known_end)?;
+    if verified < known_end {
+        let path = dir.partial_path(segno);
+        return Err(OpenWalError::NoBoundary { path, known_end });
+    }
+    Ok(())
+}
+
+/// Verifies the records that begin in the segment `segno`, up to `known_end`, a record boundary. Returns
+/// where the last of them ends, which may be in the next segment.
+pub fn verify_segment(dir: &WalDir, segno: u64, known_end: Lsn) -> Result<Lsn, OpenWalError> {
+    let missing = |segno| OpenWalError::Missing {
+        path: dir.full_path(segno),
+        known_end,
     };
-    let start = last_byte.segment_start(dir.segment_size);
-    let read_error = |source| WalError::at("read", &path)(source);
-    let Some(first_record) = first_record(&file, start, dir.segment_size).map_err(read_error)? else {
+    let start = Lsn(segno * dir.segment_size as u64);
+    let (mut file, mut path) = open(dir, segno)?.ok_or_else(|| missing(segno))?;
+    let first_record = first_record(&file, start, dir.segment_size);
+    let Some(first_record) = first_record.map_err(WalError::at("read", &path))? else {
         return Err(OpenWalError::SegmentHeader { path });
     };
-    if first_record >= known_end {
-        return Ok(());
+    let segment_end = start + dir.segment_size as u64;
+    if first_record >= known_end.min(segment_end) {
+        return Ok(first_record);
     }
     let mut ends = RecordEnds::new(first_record, dir.segment_size, Checksums::Verify);
     let mut at = first_record;
-    while at < known_end {
-        let chunk = read_chunk(&file, at, known_end, dir.segment_size).map_err(read_error)?;
+    // The last record may run over into the segments behind.
+    while at < known_end && ends.last_end() < segment_end {
+        if at != first_record && at.segment_offset(dir.segment_size) == 0 {
+            let segno = at.segment_number(dir.segment_size);
+            (file, path) = open(dir, segno)?.ok_or_else(|| missing(segno))?;
+        }
+        let chunk_end = known_end.min(at.segment_start(dir.segment_size) + dir.segment_size as u64);
+        let chunk =
+            read_chunk(&file, at, chunk_end, dir.segment_size).map_err(WalError::at("read", &path))?;
         if chunk.is_empty() {
             break;
         }
@@ -126,10 +143,7 @@ fn verify_segment_of(dir: &WalDir, known_end: Lsn) -> Result<(), OpenWalError> {
         })?;
         at += chunk.len() as u64;
     }
-    if ends.last_end() != known_end {
-        return Err(OpenWalError::NoBoundary { path, known_end });
-    }
-    Ok(())
+    Ok(ends.last_end())
 }
 
 /// Where the first record that begins in the segment at `start` begins: behind the rest of one that may

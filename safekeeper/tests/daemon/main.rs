@@ -1,0 +1,11 @@
+//! Real safekeeper processes, driven by raw protocol messages.
+
+// The lint knows test functions, not the helpers of a test crate.
+#![allow(clippy::unwrap_used)]
+
+mod consensus;
+mod faults;
+mod hostile;
+mod http;
+mod replication;
+mod support;
