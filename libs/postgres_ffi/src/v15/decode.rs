@@ -7,12 +7,12 @@
 //! Every length is checked against the record, so that what is returned lies within it. A record
 //! that decodes need not be *sound*: check its CRC where it comes from a disk or a peer.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use utils::lsn::Lsn;
 
-use super::record::{Block, BlockImage, DecodedRecord, RecordHeader};
+use super::record::{Block, BlockImage, Blocks, DecodedRecord, RecordHeader};
 use super::record_ref::RecordRef;
-use crate::cursor::{Cursor, Truncated};
+use crate::cursor::Truncated;
 
 /// Highest block reference number (`XLR_MAX_BLOCK_ID`).
 pub const XLR_MAX_BLOCK_ID: u8 = 32;
@@ -139,32 +139,40 @@ pub fn check_crc(record: &[u8]) -> Result<(), DecodeError> {
 /// Takes a whole record apart (header and data as in the WAL, page headers removed). Does not check the CRC.
 ///
 /// The byte strings of the result share memory with `record`.
-pub fn decode_record(record: Bytes) -> Result<DecodedRecord, DecodeError> {
+pub fn decode_record(mut record: Bytes) -> Result<DecodedRecord, DecodeError> {
     let parsed = RecordRef::parse(&record)?;
-    let share = |part: &[u8]| record.slice_ref(part);
-    let blocks = parsed.blocks.iter().map(|block| Block {
-        id: block.id,
-        spcnode: block.spcnode,
-        dbnode: block.dbnode,
-        relnode: block.relnode,
-        forknum: block.forknum,
-        blkno: block.blkno,
-        will_init: block.will_init,
-        image: block.image.map(|image| BlockImage {
-            data: share(image.data),
+    let mut blocks = Blocks::new();
+    for block in &parsed.blocks {
+        let image = block.image.map(|image| BlockImage {
+            data: record.slice_ref(image.data),
             compression: image.compression,
             hole_offset: image.hole_offset,
             hole_length: image.hole_length,
             apply: image.apply,
-        }),
-        data: share(block.data),
-    });
+        });
+        blocks.push(Block {
+            id: block.id,
+            spcnode: block.spcnode,
+            dbnode: block.dbnode,
+            relnode: block.relnode,
+            forknum: block.forknum,
+            blkno: block.blkno,
+            will_init: block.will_init,
+            image,
+            data: record.slice_ref(block.data),
+        });
+    }
+    let (header, origin_id, toplevel_xid) = (parsed.header, parsed.origin_id, parsed.toplevel_xid);
+    let main_start = record.len() - parsed.main_data.len();
+    drop(parsed);
+    // The main data is the end of the record, which is not needed any more: one reference fewer to count.
+    record.advance(main_start);
     Ok(DecodedRecord {
-        header: parsed.header,
-        blocks: blocks.collect(),
-        main_data: share(parsed.main_data),
-        origin_id: parsed.origin_id,
-        toplevel_xid: parsed.toplevel_xid,
+        header,
+        blocks,
+        main_data: record,
+        origin_id,
+        toplevel_xid,
     })
 }
 
@@ -176,21 +184,24 @@ impl RecordHeader {
 
     /// Reads the header at the start of `raw`.
     pub fn decode(raw: &[u8]) -> Result<Self, Truncated> {
-        let mut input = Cursor::new(raw.get(..Self::LEN).ok_or(Truncated {
+        let header = raw.first_chunk().ok_or(Truncated {
             want: Self::LEN,
             left: raw.len(),
-        })?);
-        Ok(Self {
-            total_len: input.u32()?,
-            xid: input.u32()?,
-            prev: input.lsn()?,
-            info: input.u8()?,
-            rmid: input.u8()?,
-            crc: {
-                input.skip(2)?;
-                input.u32()?
-            },
-        })
+        })?;
+        Ok(Self::from_array(header))
+    }
+
+    /// Reads the header's bytes.
+    pub fn from_array(raw: &[u8; Self::LEN]) -> Self {
+        let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+        Self {
+            total_len: u32_at(0),
+            xid: u32_at(4),
+            prev: Lsn(u64::from(u32_at(8)) | u64::from(u32_at(12)) << 32),
+            info: raw[16],
+            rmid: raw[17],
+            crc: u32_at(Self::CRC_OFFSET),
+        }
     }
 
     /// The form in the WAL.

@@ -70,6 +70,7 @@ pub struct RecordRef<'a> {
 impl<'a> RecordRef<'a> {
     /// Takes a whole record apart (header and data as in the WAL, page headers removed). Does not check
     /// the CRC.
+    #[inline]
     pub fn parse(record: &'a [u8]) -> Result<Self, DecodeError> {
         let header = RecordHeader::decode(record)?;
         if header.total_len as usize != record.len() {

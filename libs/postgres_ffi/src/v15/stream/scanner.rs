@@ -277,7 +277,7 @@ impl Scanner {
     }
 
     fn header(&self) -> RecordHeader {
-        RecordHeader::decode(&self.record_header.raw).expect("the array has the header's length")
+        RecordHeader::from_array(&self.record_header.raw)
     }
 
     /// `ValidXLogRecordHeader`.
