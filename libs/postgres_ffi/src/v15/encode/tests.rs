@@ -169,8 +169,6 @@ fn pieces<'a>(wal: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn record_round_trip(record in record()) {
         let raw = encode_record(&record);
