@@ -28,6 +28,8 @@ pub fn gather(server: &Server) -> Vec<MetricFamily> {
     }
     families.extend(gauges.ondisk_layers.collect());
     families.extend(process());
+    // A family without series has nothing to say, and the text format no way to say it.
+    families.retain(|family| !family.get_metric().is_empty());
     families
 }
 

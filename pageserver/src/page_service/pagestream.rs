@@ -59,6 +59,7 @@ impl RequestError {
             RequestError::Data(DataError::Read(error)) => {
                 !matches!(error, ReadError::Stopping(_) | ReadError::WaitLsn { .. })
             }
+            RequestError::Data(DataError::NoSuchRelation { .. }) => false,
             RequestError::Data(_) => true,
             _ => false,
         }
