@@ -35,10 +35,7 @@ impl From<CopyEnd> for QueryError {
     fn from(end: CopyEnd) -> Self {
         match end {
             CopyEnd::Connection(error) => QueryError::Connection(error),
-            CopyEnd::Terminated => {
-                let error = io::Error::new(io::ErrorKind::UnexpectedEof, end.to_string());
-                QueryError::Connection(error.into())
-            }
+            CopyEnd::Terminated => QueryError::Connection(ConnectionError::Closed),
             CopyEnd::Done | CopyEnd::Failed(_) => QueryError::Failed(end.into()),
         }
     }

@@ -29,6 +29,9 @@ const OUT_BUFFER_BYTES_LARGE: usize = 64 * 1024;
 /// The connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
+    /// The peer has ended it as it may, between two messages.
+    #[error("the peer closed the connection")]
+    Closed,
     /// The stream failed, or ended within a message.
     #[error("Socket IO error: {0}")]
     Io(#[from] io::Error),
@@ -41,13 +44,14 @@ impl ConnectionError {
     /// Whether the peer simply went away.
     pub fn is_disconnect(&self) -> bool {
         use io::ErrorKind::*;
-        let ConnectionError::Io(error) = self else {
-            return false;
-        };
-        matches!(
-            error.kind(),
-            ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof | NotConnected | TimedOut
-        )
+        match self {
+            ConnectionError::Closed => true,
+            ConnectionError::Io(error) => matches!(
+                error.kind(),
+                ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof | NotConnected | TimedOut
+            ),
+            ConnectionError::Protocol(_) => false,
+        }
     }
 }
 

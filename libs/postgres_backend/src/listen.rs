@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::error::QueryError;
+use crate::framed::ConnectionError;
 use crate::serve::{AuthMethod, Handler, Options, serve};
 
 /// Pause after a failed accept: the usual cause is a lack of file descriptors, which takes time to mend.
@@ -59,7 +60,7 @@ async fn run<H: Handler<TcpStream>>(stream: TcpStream, mut handler: H, options: 
         info!("cannot set TCP_NODELAY: {error}");
     }
     match serve(stream, &mut handler, options).await {
-        Ok(()) | Err(QueryError::Shutdown) => {}
+        Ok(()) | Err(QueryError::Shutdown | QueryError::Connection(ConnectionError::Closed)) => {}
         Err(error) => info!("connection ended: {error}"),
     }
 }

@@ -166,6 +166,9 @@ where
     let result = handler.process_query(connection, text).await;
     match &result {
         Ok(()) => {}
+        Err(QueryError::Connection(ConnectionError::Closed)) => {
+            debug!("client left during '{text}'");
+        }
         Err(QueryError::Connection(lost)) if lost.is_disconnect() => {
             info!("query handler for '{text}' ended: {lost}");
         }
@@ -234,7 +237,7 @@ where
 {
     let writer = connection.framed().writer();
     match error {
-        Some(QueryError::Connection(ConnectionError::Io(_))) => return,
+        Some(QueryError::Connection(ConnectionError::Io(_) | ConnectionError::Closed)) => return,
         Some(error) => handshake::put_error(writer.buffer(), error),
         None => {}
     }
