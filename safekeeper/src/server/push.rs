@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
+use futures::FutureExt;
 use postgres_backend::{Connection, CopyEnd, CopyReader, CopyWriter, QueryError};
 use safekeeper_api::protocol::{AcceptorMessage, ProposerGreeting, ProposerMessage};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -163,20 +164,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Proposer<'_, S> {
         let mut batch = vec![decode(first)?];
         let mut end = Ok(());
         while bytes < BATCH_BYTES_MAX {
-            match self.reader.next_buffered() {
-                Ok(Some(payload)) => {
-                    bytes += payload.len();
-                    match decode(payload) {
-                        Ok(message) => batch.push(message),
-                        Err(error) => {
-                            end = Err(error);
-                            break;
-                        }
-                    }
-                }
-                Ok(None) => break,
-                Err(stream_end) => {
-                    end = Err(stream_end.into());
+            // Takes what the socket holds, and does not wait for more.
+            let Some(received) = self.reader.next().now_or_never() else {
+                break;
+            };
+            let message = received.map_err(QueryError::from).and_then(|payload| {
+                bytes += payload.len();
+                decode(payload)
+            });
+            match message {
+                Ok(message) => batch.push(message),
+                Err(error) => {
+                    end = Err(error);
                     break;
                 }
             }
