@@ -65,18 +65,18 @@ Datum
 clear_buffer_cache(PG_FUNCTION_ARGS)
 {
 	RelFileNode scratch = {MyDatabaseTableSpace, MyDatabaseId, SCRATCH_RELNODE};
-	SMgrRelation reln;
+	ForkNumber	fork = MAIN_FORKNUM;
+	BlockNumber first_to_drop = 0;
 
 	require_superuser();
 	for (BlockNumber blkno = 0; blkno < (BlockNumber) NBuffers * SWEEPS; blkno++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		/* Zeroing needs no storage below. */
-		UnlockReleaseBuffer(ReadBufferWithoutRelcache(scratch, MAIN_FORKNUM, blkno,
+		UnlockReleaseBuffer(ReadBufferWithoutRelcache(scratch, fork, blkno,
 													  RBM_ZERO_AND_LOCK, NULL, true));
 	}
-	reln = smgropen(scratch, InvalidBackendId);
-	DropRelFileNodesAllBuffers(&reln, 1);
+	DropRelFileNodeBuffers(smgropen(scratch, InvalidBackendId), &fork, 1, &first_to_drop);
 	PG_RETURN_VOID();
 }
 
