@@ -22,7 +22,7 @@
 
 /* Delays between attempts to connect. */
 #define BACKOFF_MIN_MS 100
-#define BACKOFF_MAX_MS 3000
+#define BACKOFF_MAX_MS 1000
 
 /* Longest uninterrupted sleep; bounds how late a deadline is noticed. */
 #define WAIT_MS 1000
@@ -136,10 +136,12 @@ wait_for_socket(uint32 events, TimestampTz deadline)
 
 /* Sleeps a while between two attempts to connect. */
 static void
-wait_before_retry(long delay_ms)
+wait_before_retry(long delay_ms, TimestampTz deadline)
 {
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, delay_ms,
-					 PG_WAIT_EXTENSION);
+	long		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 Min(delay_ms, left_ms), PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 }
@@ -216,21 +218,23 @@ connect_retrying(TimestampTz deadline)
 	long		delay_ms = BACKOFF_MIN_MS;
 
 	if (lost_in_a_row > 1)
-		wait_before_retry(BACKOFF_MAX_MS);
+		wait_before_retry(BACKOFF_MAX_MS, deadline);
 	while (!try_connect(deadline))
 	{
+		char	   *reason = pchomp(PQerrorMessage(conn));
+
+		/* Once per outage is enough. */
+		if (delay_ms == BACKOFF_MIN_MS)
+			ereport(LOG,
+					(errmsg("could not connect to the page server, will go on trying: %s", reason)));
+		pageserver_disconnect();
+		wait_before_retry(delay_ms, deadline);
 		if (GetCurrentTimestamp() >= deadline)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("could not connect to the page server within %d s: %s",
-							neon_pageserver_timeout_s, pchomp(PQerrorMessage(conn)))));
-		/* Once per outage is enough. */
-		if (delay_ms == BACKOFF_MIN_MS)
-			ereport(LOG,
-					(errmsg("could not connect to the page server, will go on trying: %s",
-							pchomp(PQerrorMessage(conn)))));
-		pageserver_disconnect();
-		wait_before_retry(delay_ms);
+							neon_pageserver_timeout_s, reason)));
+		pfree(reason);
 		delay_ms = Min(delay_ms * 2, BACKOFF_MAX_MS);
 	}
 }
