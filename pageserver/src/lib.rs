@@ -13,4 +13,5 @@ pub mod pgdatadir;
 pub mod server;
 pub mod tenant;
 pub mod timeline;
+pub mod timestamp_search;
 pub mod walreceiver;

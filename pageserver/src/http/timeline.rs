@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use pageserver_api::models::{TimelineCreateRequest, TimelineInfo, TimelineState};
+use pq_proto::replication;
 use utils::http::{ApiError, Bearer, JsonBody, PathParams, QueryParams};
 use utils::id::{TenantId, TenantTimelineId, TimelineId};
 use utils::lsn::Lsn;
@@ -19,6 +20,7 @@ use crate::pgdatadir;
 use crate::server::{PG_VERSION, Server, check_pg_version};
 use crate::tenant::{BranchSpec, DeleteTimelineError};
 use crate::timeline::{self, Timeline};
+use crate::timestamp_search::{self, Found};
 
 pub(super) fn routes() -> Router<Arc<Server>> {
     Router::new()
@@ -26,6 +28,10 @@ pub(super) fn routes() -> Router<Arc<Server>> {
         .route(
             "/v1/tenant/{tenant_id}/timeline/{timeline_id}",
             get(show).delete(delete),
+        )
+        .route(
+            "/v1/tenant/{tenant_id}/timeline/{timeline_id}/get_lsn_by_timestamp",
+            get(get_lsn_by_timestamp),
         )
 }
 
@@ -128,6 +134,28 @@ async fn delete(State(server): AppState, bearer: Bearer, params: PathParams) -> 
             other => internal(other),
         })?;
     Ok(Json(()))
+}
+
+async fn get_lsn_by_timestamp(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+    query: QueryParams,
+) -> Result<Json<String>, ApiError> {
+    let text: String = query.required("timestamp")?;
+    let time = humantime::parse_rfc3339(&text)
+        .map_err(|error| ApiError::BadRequest(anyhow::anyhow!("Invalid time: {error}")))?;
+    let timeline = find(&server, &bearer, &params)?;
+    let (oldest, newest) = (timeline.latest_gc_cutoff_lsn(), timeline.last_record().last);
+    let found = timestamp_search::search(&*timeline, replication::timestamp(time), oldest, newest)
+        .await
+        .map_err(internal)?;
+    Ok(Json(match found {
+        Found::At(lsn) => lsn.to_string(),
+        Found::Future => "future".to_owned(),
+        Found::Past => "past".to_owned(),
+        Found::NoData => "nodata".to_owned(),
+    }))
 }
 
 async fn info(server: &Server, timeline: &Timeline, count: CountSize) -> Result<TimelineInfo, ApiError> {

@@ -7,6 +7,7 @@ mod command;
 mod import;
 mod pagestream;
 mod show;
+mod trace;
 
 use std::sync::Arc;
 
@@ -120,7 +121,15 @@ impl PageService {
         match command {
             Command::PageStream(id) => {
                 let timeline = self.timeline(id).await?;
-                pagestream::serve(connection, &timeline, self.server.config.wait_lsn_timeout).await
+                let trace = match timeline.config().trace_read_requests {
+                    true => Some(trace::Trace::create(&self.server.config.workdir, id).await?),
+                    false => None,
+                };
+                let options = pagestream::Options {
+                    wait_lsn_timeout: self.server.config.wait_lsn_timeout,
+                    trace,
+                };
+                pagestream::serve(connection, &timeline, options).await
             }
             Command::BaseBackup(request) => {
                 let timeline = self.timeline(request.id).await?;

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{error, info};
 use utils::lsn::Lsn;
 
+use super::trace::Trace;
 use crate::metrics::{SmgrQuery, TimelineMetrics};
 use crate::pgdatadir::{self, DEFAULT_TABLESPACE, DataError, DbId};
 use crate::timeline::{ReadError, Timeline};
@@ -66,25 +67,33 @@ impl RequestError {
     }
 }
 
+/// How a stream is served.
+pub struct Options {
+    /// How long a request waits for WAL.
+    pub wait_lsn_timeout: Duration,
+    /// Where requests are recorded, if they are.
+    pub trace: Option<Trace>,
+}
+
 struct PageStream<'a> {
     timeline: &'a Arc<Timeline>,
     metrics: Arc<TimelineMetrics>,
-    wait_lsn_timeout: Duration,
+    options: Options,
 }
 
 /// Answers requests until the client leaves or the timeline stops.
 pub async fn serve<S>(
     connection: &mut Connection<S>,
     timeline: &Arc<Timeline>,
-    wait_lsn_timeout: Duration,
+    options: Options,
 ) -> Result<(), QueryError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let stream = PageStream {
+    let mut stream = PageStream {
         timeline,
         metrics: TimelineMetrics::of(timeline.id()),
-        wait_lsn_timeout,
+        options,
     };
     let (mut reader, mut writer) = connection.copy_both().await?;
     let end = tokio::select! {
@@ -108,7 +117,7 @@ where
 
 impl PageStream<'_> {
     async fn run<S>(
-        &self,
+        &mut self,
         reader: &mut CopyReader<'_, S>,
         writer: &mut CopyWriter<'_, S>,
     ) -> Result<CopyEnd, QueryError>
@@ -121,6 +130,9 @@ impl PageStream<'_> {
                 Err(end) => return Ok(end),
             };
             let end = loop {
+                if let Some(trace) = &mut self.options.trace {
+                    trace.record(&payload).await?;
+                }
                 let response = self.respond(payload).await?;
                 writer.put(|out| response.encode(out));
                 writer.flush_if_large().await?;
@@ -199,7 +211,7 @@ impl PageStream<'_> {
         };
         if lsn > last {
             let timer = self.metrics.wait_lsn.start_timer();
-            self.timeline.wait_lsn(lsn, self.wait_lsn_timeout).await?;
+            self.timeline.wait_lsn(lsn, self.options.wait_lsn_timeout).await?;
             timer.observe_duration();
         }
         let cutoff = self.timeline.latest_gc_cutoff_lsn();

@@ -66,7 +66,9 @@ impl TimelineListener for WalReceivers {
         };
         let updates = self.broker.subscribe_timeline(id);
         let running = Arc::clone(&self.running);
-        let span = info_span!("wal_receiver", tenant = %id.tenant_id, timeline = %id.timeline_id);
+        // Whoever made the timeline active has long gone when the receiver ends.
+        let span =
+            info_span!(parent: None, "wal_receiver", tenant = %id.tenant_id, timeline = %id.timeline_id);
         let work = async move {
             manager::run(source, updates, status).await;
             running.lock().remove(&id);
