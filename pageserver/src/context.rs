@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::layers::budget::MemoryBudget;
+use crate::layers::cache::PageCache;
 
 /// Shared by all tenants; made once at start.
 #[derive(Debug)]
 pub struct StoreContext {
     /// Memory of all in-memory layers.
     pub memory: Arc<MemoryBudget>,
+    /// Blocks and open files of all layer files.
+    pub cache: Arc<PageCache>,
     /// How long a read waits for WAL that its ancestors lack.
     pub wait_lsn_timeout: Duration,
 }
@@ -19,6 +22,10 @@ pub struct StoreContext {
 pub struct StoreLimits {
     /// Memory of all in-memory layers before they are written out early, in bytes.
     pub in_memory_layer_bytes_max: u64,
+    /// Memory of cached blocks of layer files, in bytes.
+    pub page_cache_bytes: u64,
+    /// Layer files that may be open at once.
+    pub max_file_descriptors: usize,
     /// How long a read waits for WAL that its ancestors lack.
     pub wait_lsn_timeout: Duration,
 }
@@ -27,6 +34,8 @@ impl Default for StoreLimits {
     fn default() -> Self {
         StoreLimits {
             in_memory_layer_bytes_max: 1024 * 1024 * 1024,
+            page_cache_bytes: 8192 * 8192,
+            max_file_descriptors: 100,
             wait_lsn_timeout: Duration::from_secs(60),
         }
     }
@@ -37,6 +46,10 @@ impl StoreContext {
     pub fn new(limits: &StoreLimits) -> Arc<Self> {
         Arc::new(StoreContext {
             memory: MemoryBudget::new(limits.in_memory_layer_bytes_max),
+            cache: Arc::new(PageCache::new(
+                limits.page_cache_bytes,
+                limits.max_file_descriptors,
+            )),
             wait_lsn_timeout: limits.wait_lsn_timeout,
         })
     }

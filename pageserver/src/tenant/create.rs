@@ -13,7 +13,7 @@ use utils::lsn::{Lsn, RecordLsn};
 
 use super::{Tenant, TenantState, paths};
 use crate::timeline::metadata::TimelineMetadata;
-use crate::timeline::{BranchPointError, ReadError, Timeline, TimelineParts};
+use crate::timeline::{BranchPointError, FlushError, ReadError, Timeline, TimelineParts};
 
 /// A timeline cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,9 @@ pub enum CreateTimelineError {
     /// Files could not be written.
     #[error("cannot create the files of the timeline")]
     Files(#[from] CrashsafeError),
+    /// Layer files could not be written.
+    #[error("cannot write the first layers of the timeline")]
+    Flush(#[from] FlushError),
     /// A test asked for it.
     #[error("failpoint {0}")]
     Failpoint(&'static str),
@@ -59,30 +62,32 @@ pub struct BranchSpec {
     pub wait_timeout: Duration,
 }
 
-/// A timeline being made. Dropped unfinished, it takes its files along.
+/// A timeline being made. Dropped unfinished, it takes its files along, soon.
 pub struct UninitTimeline {
     tenant: Arc<Tenant>,
     timeline: Option<Arc<Timeline>>,
     dir: PathBuf,
+    /// Where it started: nothing was flushed yet if it is there still.
+    start: Lsn,
     id: TimelineId,
 }
 
 impl Tenant {
-    /// Starts making a timeline without ancestor, to be filled and finished by the caller.
+    /// Starts making a timeline without ancestor, at LSN 0/0.
     ///
-    /// `start` is the end of the imported cluster's WAL and its last record.
+    /// The caller puts the values of the imported cluster at the end of its WAL, advances to its last record,
+    /// and finishes.
     pub async fn create_timeline(
         self: &Arc<Self>,
         timeline_id: TimelineId,
         pg_version: u32,
-        start: RecordLsn,
     ) -> Result<UninitTimeline, CreateTimelineError> {
         let metadata = TimelineMetadata {
-            disk_consistent_lsn: start.last,
-            prev_record_lsn: start.prev.is_valid().then_some(start.prev),
+            disk_consistent_lsn: Lsn::INVALID,
+            prev_record_lsn: None,
             ancestor: None,
-            latest_gc_cutoff_lsn: start.last,
-            initdb_lsn: start.last,
+            latest_gc_cutoff_lsn: Lsn::INVALID,
+            initdb_lsn: Lsn::INVALID,
             pg_version,
         };
         self.make_timeline(timeline_id, metadata, None).await
@@ -115,24 +120,25 @@ impl Tenant {
         ancestor: Option<Arc<Timeline>>,
     ) -> Result<UninitTimeline, CreateTimelineError> {
         self.reserve(id, &metadata)?;
-        // From here on dropping the result undoes everything.
-        let mut unfinished = UninitTimeline {
-            tenant: Arc::clone(self),
-            timeline: None,
-            dir: paths::timeline_dir(&self.dir, id),
-            id,
-        };
+        let dir = paths::timeline_dir(&self.dir, id);
         let timeline = Timeline::new(TimelineParts {
             id: TenantTimelineId::new(self.id, id),
-            dir: unfinished.dir.clone(),
+            dir: dir.clone(),
             metadata,
             ancestor,
             config: Arc::clone(&self.config),
             context: Arc::clone(&self.context),
         });
-        unfinished.timeline = Some(timeline);
-        let dir = unfinished.dir.clone();
-        blocking(move || start_files(&dir, &metadata)).await?;
+        // From here on dropping the result undoes everything.
+        let unfinished = UninitTimeline {
+            tenant: Arc::clone(self),
+            timeline: Some(Arc::clone(&timeline)),
+            dir: dir.clone(),
+            start: metadata.disk_consistent_lsn,
+            id,
+        };
+        blocking(move || start_files(&dir)).await?;
+        timeline.start();
         Ok(unfinished)
     }
 
@@ -186,8 +192,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .expect("writing files does not panic")
 }
 
-/// Mark, directory, metadata.
-fn start_files(dir: &Path, metadata: &TimelineMetadata) -> Result<(), CreateTimelineError> {
+/// Mark, then directory.
+fn start_files(dir: &Path) -> Result<(), CreateTimelineError> {
     let mark = paths::uninit_mark(dir);
     let parent = dir.parent().expect("a timeline is in its tenant's directory");
     paths::remove_unfinished_timeline(dir)?;
@@ -203,7 +209,6 @@ fn start_files(dir: &Path, metadata: &TimelineMetadata) -> Result<(), CreateTime
         ))
     });
     crashsafe::create_dir(dir)?;
-    metadata.write(dir)?;
     Ok(())
 }
 
@@ -218,6 +223,14 @@ impl UninitTimeline {
         fail::fail_point!("before-checkpoint-new-timeline", |_| {
             Err(CreateTimelineError::Failpoint("before-checkpoint-new-timeline"))
         });
+        let timeline = self.timeline();
+        if timeline.ancestor().is_none() {
+            timeline.begin_history();
+        }
+        timeline.flush().await?;
+        if timeline.disk_consistent_lsn() == self.start {
+            timeline.save_first_metadata().await?;
+        }
         let mark = paths::uninit_mark(&self.dir);
         blocking(move || crashsafe::remove_file(&mark)).await?;
         let timeline = self.timeline.take().expect("it is taken out only here");
@@ -231,18 +244,37 @@ impl UninitTimeline {
     }
 }
 
+impl UninitTimeline {
+    /// Gives up: stops what was started, removes the files, releases the id.
+    pub async fn abort(mut self) {
+        if let Some(timeline) = self.timeline.take() {
+            undo(Arc::clone(&self.tenant), timeline).await;
+        }
+    }
+}
+
+async fn undo(tenant: Arc<Tenant>, timeline: Arc<Timeline>) {
+    timeline.stop().await;
+    let id = timeline.timeline_id;
+    if let Some((ancestor, _)) = timeline.ancestor() {
+        ancestor.remove_branch_point(id);
+    }
+    let dir = timeline.dir().to_owned();
+    if let Err(error) = blocking(move || paths::remove_unfinished_timeline(&dir)).await {
+        // Left to the next load of the tenant, or to the next try.
+        tracing::warn!(tenant_id = %tenant.id, timeline_id = %id, "cannot remove unfinished timeline: {error}");
+    }
+    tenant.creating.lock().remove(&id);
+}
+
 impl Drop for UninitTimeline {
     fn drop(&mut self) {
-        if !self.tenant.creating.lock().contains(&self.id) {
+        let Some(timeline) = self.timeline.take() else {
             return;
+        };
+        // Without a runtime the process is ending, and the mark does the rest at the next start.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(undo(Arc::clone(&self.tenant), timeline));
         }
-        if let Some((ancestor, _)) = self.timeline.as_ref().and_then(|timeline| timeline.ancestor()) {
-            ancestor.remove_branch_point(self.id);
-        }
-        if let Err(error) = paths::remove_unfinished_timeline(&self.dir) {
-            // Left to the next load of the tenant, or to the next try.
-            tracing::warn!(timeline = %self.id, dir = %self.dir.display(), "cannot remove unfinished timeline: {error}");
-        }
-        self.tenant.creating.lock().remove(&self.id);
     }
 }

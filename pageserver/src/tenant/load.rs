@@ -9,6 +9,7 @@ use utils::crashsafe::{self, CrashsafeError, TEMP_SUFFIX};
 use utils::id::{TenantTimelineId, TimelineId};
 
 use super::{Tenant, paths};
+use crate::layers::LayerError;
 use crate::timeline::metadata::{self, DecodeMetadataError, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineParts};
 
@@ -26,6 +27,9 @@ pub enum LoadError {
     /// What a crash left behind cannot be removed.
     #[error("cannot clean up")]
     CleanUp(#[from] CrashsafeError),
+    /// The layer files of a timeline cannot be listed.
+    #[error("cannot load the layers of a timeline")]
+    Layers(#[from] LayerError),
     /// A metadata file is not one.
     #[error("cannot use {path}")]
     Metadata {
@@ -74,6 +78,7 @@ impl Tenant {
                 config: Arc::clone(&self.config),
                 context: Arc::clone(&self.context),
             });
+            timeline.load_layers()?;
             self.timelines.write().insert(id, timeline);
         }
         match waiting.iter().next() {

@@ -209,7 +209,7 @@ impl Tenant {
     pub async fn shutdown(&self) {
         self.state.send_replace(TenantState::Stopping);
         for timeline in self.timelines() {
-            timeline.stop().await;
+            timeline.shutdown().await;
         }
     }
 
@@ -223,6 +223,7 @@ impl Tenant {
     fn activate(&self) {
         self.state.send_replace(TenantState::Active);
         for timeline in self.timelines() {
+            timeline.start();
             self.activate_timeline(&timeline);
         }
     }

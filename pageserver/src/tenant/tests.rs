@@ -65,10 +65,8 @@ fn branch_of(ancestor: &Timeline, start: Option<u64>) -> BranchSpec {
 }
 
 async fn root(tenant: &Arc<Tenant>) -> Arc<Timeline> {
-    let unfinished = tenant
-        .create_timeline(TimelineId::generate(), 15, START)
-        .await
-        .unwrap();
+    let unfinished = tenant.create_timeline(TimelineId::generate(), 15).await.unwrap();
+    unfinished.timeline().writer().await.advance(START);
     unfinished.finish().await.unwrap()
 }
 
@@ -171,10 +169,7 @@ async fn a_restart_finds_tenants_branches_and_settings() {
         let tenant = manager.create_tenant(id, overrides).await.unwrap();
         let main = root(&tenant).await;
         let child = tenant.branch(branch_of(&main, None)).await.unwrap();
-        let unfinished = tenant
-            .create_timeline(TimelineId::generate(), 15, START)
-            .await
-            .unwrap();
+        let unfinished = tenant.create_timeline(TimelineId::generate(), 15).await.unwrap();
         // A killed process does not run destructors.
         std::mem::forget(unfinished);
         (main.timeline_id, child.timeline_id)
@@ -204,16 +199,16 @@ async fn an_unfinished_timeline_takes_its_files_along() {
         .await
         .unwrap();
     let id = TimelineId::generate();
-    let unfinished = tenant.create_timeline(id, 15, START).await.unwrap();
-    assert!(tenant.create_timeline(id, 15, START).await.is_err());
+    let unfinished = tenant.create_timeline(id, 15).await.unwrap();
+    assert!(tenant.create_timeline(id, 15).await.is_err());
     assert!(tenant.get_timeline(id).is_err());
-    drop(unfinished);
+    unfinished.abort().await;
     assert_eq!(
         std::fs::read_dir(tenant.dir().join("timelines")).unwrap().count(),
         0
     );
     tenant
-        .create_timeline(id, 15, START)
+        .create_timeline(id, 15)
         .await
         .unwrap()
         .finish()

@@ -14,7 +14,9 @@
 //!
 //! Not here: what keys mean (`pgdatadir`), where WAL comes from (`walreceiver`), other timelines (`tenant`).
 
+mod flush;
 mod layer_set;
+mod load;
 pub mod memory_store;
 pub mod metadata;
 mod read;
@@ -39,6 +41,7 @@ use utils::id::{TenantId, TenantTimelineId, TimelineId};
 use utils::lsn::{AtomicLsn, Lsn, RecordLsn};
 use utils::seqwait::{LsnWait, LsnWaitError};
 
+pub use self::flush::FlushError;
 use self::layer_set::LayerSet;
 use self::metadata::TimelineMetadata;
 pub use self::reconstruct::reconstruct;
@@ -78,7 +81,7 @@ pub struct Timeline {
     context: Arc<StoreContext>,
     config: Arc<ArcSwap<TenantConfig>>,
     ancestor: Option<Ancestor>,
-    initdb_lsn: Lsn,
+    initdb_lsn: AtomicLsn,
     last_record: RwLock<RecordLsn>,
     /// The `last` of `last_record`, for those who wait.
     last_record_wait: LsnWait,
@@ -86,6 +89,8 @@ pub struct Timeline {
     layers: ArcSwap<LayerSet>,
     write_state: Mutex<WriteState>,
     writer_turn: Arc<tokio::sync::Mutex<()>>,
+    /// What the metadata file says; its lock orders flushes and other writers of the file.
+    saved_metadata: tokio::sync::Mutex<TimelineMetadata>,
     /// A layer was frozen, or taken off the frozen ones.
     frozen_changed: Notify,
     horizon: Horizon,
@@ -174,7 +179,8 @@ impl Timeline {
             context,
             config,
             ancestor,
-            initdb_lsn: metadata.initdb_lsn,
+            initdb_lsn: AtomicLsn::new(metadata.initdb_lsn),
+            saved_metadata: tokio::sync::Mutex::new(metadata),
             last_record: RwLock::new(RecordLsn { last, prev }),
             last_record_wait: LsnWait::new(last),
             disk_consistent: LsnWait::new(last),
@@ -214,7 +220,7 @@ impl Timeline {
 
     /// End of the imported cluster's WAL; for a branch, its branch point.
     pub fn initdb_lsn(&self) -> Lsn {
-        self.initdb_lsn
+        self.initdb_lsn.load()
     }
 
     /// End and start of the last record whose changes are visible.
@@ -272,9 +278,36 @@ impl Timeline {
         self.tasks.spawn(task);
     }
 
+    /// Starts the tasks that take versions from memory to disk.
+    pub fn start(self: &Arc<Self>) {
+        self.start_flushing();
+    }
+
     /// Starts serving.
-    pub fn activate(self: &Arc<Self>) {
+    pub fn activate(&self) {
         self.state.send_replace(TimelineState::Active);
+    }
+
+    /// Declares the imported cluster complete: its history begins at the last record.
+    pub(crate) fn begin_history(&self) {
+        let start = self.last_record().last;
+        self.initdb_lsn.store(start);
+        self.horizon.cutoff.store(start);
+    }
+
+    /// Bytes of all layer files.
+    pub fn physical_size(&self) -> u64 {
+        self.layers.load().files.bytes()
+    }
+
+    /// Ends all tasks of the timeline and waits for them, then makes what is in memory durable.
+    pub async fn shutdown(self: &Arc<Self>) {
+        self.stop().await;
+        if let Err(error) = self.flush().await {
+            // Nothing is lost: the safekeepers still have the WAL.
+            tracing::warn!(tenant_id = %self.tenant_id, timeline_id = %self.timeline_id,
+                "cannot flush at shutdown: {:#}", anyhow::Error::from(error));
+        }
     }
 
     /// Ends all tasks of the timeline and waits for them. Versions in memory are not written out.
@@ -318,6 +351,13 @@ impl Timeline {
     pub fn branch_points(&self) -> BTreeMap<TimelineId, Lsn> {
         self.horizon.branch_points.lock().clone()
     }
+}
+
+/// Runs work on files where it may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("working on files does not panic")
 }
 
 impl fmt::Debug for Timeline {

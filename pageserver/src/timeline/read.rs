@@ -7,9 +7,11 @@ use pageserver_api::key::Key;
 use utils::lsn::Lsn;
 
 use super::{ReadError, ReadStore, Timeline, reconstruct};
+use crate::layers::LayerError;
+use crate::layers::map::{LayerMap, NextLayer};
 use crate::layers::read_state::ReadState;
 
-/// Keys that one step of a scan reads together: bounds what is in memory beside the result.
+/// Keys that one step of a scan reads together; bounds what is in memory beside the result.
 const SCAN_BATCH_KEYS: usize = 1024;
 
 impl Timeline {
@@ -32,7 +34,7 @@ impl Timeline {
     }
 
     /// Fills `states`, which ascend by key and have nothing yet, from this timeline and its ancestors.
-    async fn collect(&self, states: &mut [ReadState]) -> Result<(), ReadError> {
+    async fn collect(&self, states: &mut [ReadState], lsn: Lsn) -> Result<(), ReadError> {
         let mut timeline = self;
         loop {
             let layers = timeline.layers.load_full();
@@ -41,6 +43,10 @@ impl Timeline {
                     .iter_mut()
                     .filter(|state| !state.complete)
                     .for_each(|state| layer.collect(state));
+            }
+            match &mut *states {
+                [state] => collect_one(&layers.files, state, lsn).await?,
+                states => collect_many(&layers.files, states, lsn).await?,
             }
             let Some(ancestor) = &timeline.ancestor else {
                 return Ok(());
@@ -75,19 +81,80 @@ impl Timeline {
             .await
     }
 
-    /// Adds to `keys` the keys of `range` that may have a version at or below `lsn`, in no order.
-    fn collect_keys(&self, range: &Range<Key>, lsn: Lsn, keys: &mut Vec<Key>) {
+    /// The keys of `range` that may have a version at or below `lsn`, ascending.
+    pub(super) async fn keys(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<Key>, ReadError> {
         let (mut timeline, mut lsn) = (self, lsn);
+        let mut keys = Vec::new();
+        let mut ranges = vec![range];
         loop {
             let layers = timeline.layers.load_full();
-            for layer in layers.in_memory() {
-                layer.keys(range, upper_of(lsn), keys);
+            let mut incomplete = Vec::new();
+            for range in &ranges {
+                for layer in layers.in_memory() {
+                    layer.keys(range, upper_of(lsn), &mut keys);
+                }
+                for part in layers.files.plan_scan(range, upper_of(lsn)) {
+                    for layer in &part.layers {
+                        let found = layer.keys(&part.range, upper_of(lsn), &mut keys).await;
+                        found.map_err(at(part.range.start, lsn))?;
+                    }
+                    if !part.complete {
+                        incomplete.push(part.range);
+                    }
+                }
             }
-            let Some(ancestor) = &timeline.ancestor else {
-                return;
-            };
-            lsn = lsn.min(ancestor.lsn);
-            timeline = &ancestor.timeline;
+            match &timeline.ancestor {
+                Some(ancestor) if !incomplete.is_empty() => {
+                    lsn = lsn.min(ancestor.lsn);
+                    ancestor
+                        .timeline
+                        .wait_lsn(lsn, self.context.wait_lsn_timeout)
+                        .await?;
+                    timeline = &ancestor.timeline;
+                    ranges = incomplete;
+                }
+                _ => break,
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
+    }
+}
+
+fn at(key: Key, lsn: Lsn) -> impl FnOnce(LayerError) -> ReadError {
+    move |source| ReadError::Layer { key, lsn, source }
+}
+
+async fn collect_one(files: &LayerMap, state: &mut ReadState, lsn: Lsn) -> Result<(), ReadError> {
+    while !state.complete
+        && let Some(next) = files.next(state.key, state.upper)
+    {
+        next.layer
+            .collect(state, next.floor)
+            .await
+            .map_err(at(state.key, lsn))?;
+    }
+    Ok(())
+}
+
+/// In rounds: each incomplete key finds its next layer, then all keys of a layer are read together.
+async fn collect_many(files: &LayerMap, states: &mut [ReadState], lsn: Lsn) -> Result<(), ReadError> {
+    loop {
+        let mut round: Vec<(NextLayer<'_>, usize)> = Vec::new();
+        for (index, state) in states.iter().enumerate().filter(|(_, state)| !state.complete) {
+            round.extend(files.next(state.key, state.upper).map(|next| (next, index)));
+        }
+        if round.is_empty() {
+            return Ok(());
+        }
+        round.sort_by_key(|(next, index)| (next.layer.number(), *index));
+        for (next, index) in round {
+            let state = &mut states[index];
+            next.layer
+                .collect(state, next.floor)
+                .await
+                .map_err(at(state.key, lsn))?;
         }
     }
 }
@@ -106,7 +173,7 @@ impl ReadStore for Timeline {
     async fn get(&self, key: Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
         self.check_readable(lsn)?;
         let mut states = [ReadState::new(key, upper_of(lsn))];
-        self.collect(&mut states).await?;
+        self.collect(&mut states, lsn).await?;
         let [state] = states;
         finish(state, lsn)
     }
@@ -120,7 +187,7 @@ impl ReadStore for Timeline {
             .iter()
             .map(|key| ReadState::new(*key, upper_of(lsn)))
             .collect();
-        self.collect(&mut states).await?;
+        self.collect(&mut states, lsn).await?;
         let values: Vec<Option<Bytes>> = states
             .into_iter()
             .map(|state| finish(state, lsn))
@@ -131,10 +198,7 @@ impl ReadStore for Timeline {
 
     async fn scan(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<(Key, Bytes)>, ReadError> {
         self.check_readable(lsn)?;
-        let mut keys = Vec::new();
-        self.collect_keys(&range, lsn, &mut keys);
-        keys.sort_unstable();
-        keys.dedup();
+        let keys = self.keys(range, lsn).await?;
         let mut found = Vec::new();
         for batch in keys.chunks(SCAN_BATCH_KEYS) {
             let values = self.get_many(batch, lsn).await?;

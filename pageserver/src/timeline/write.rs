@@ -9,7 +9,9 @@ use tokio::sync::OwnedMutexGuard;
 use utils::id::TimelineId;
 use utils::lsn::{Lsn, RecordLsn};
 
+use super::layer_set::FrozenLayer;
 use super::{Timeline, WriteBatch};
+use crate::ingest::{self, WriteStore};
 use crate::layers::in_memory::InMemoryLayer;
 
 /// Frozen layers that may wait for being written out before writers have to wait, too.
@@ -78,28 +80,36 @@ impl Timeline {
 
     fn freeze_locked(&self, state: &mut WriteState) {
         state.freeze_requested = false;
+        let last = self.last_record();
         let mut layers = (*self.layers.load_full()).clone();
-        let Some(open) = layers.open.take() else {
-            return;
-        };
-        let end = Lsn(self.last_record().last.0 + 1);
+        let frozen_up_to = layers.frozen.last().map(|frozen| frozen.end.last);
+        let end = Lsn(last.last.0 + 1);
         // Without a complete record all it has are abandoned values, which are ingested again.
-        if end > open.start() {
+        let open = layers.open.take().filter(|open| end > open.start());
+        if let Some(open) = &open {
             open.freeze(end);
-            layers.frozen.push(open);
             state.next_start = end;
+        }
+        if last.last > frozen_up_to.unwrap_or(self.disk_consistent_lsn()) {
+            layers.frozen.push(FrozenLayer {
+                layer: open,
+                end: last,
+            });
         }
         self.layers.store(Arc::new(layers));
         self.frozen_changed.notify_waiters();
     }
 
     /// The layer that takes new versions, made if there is none.
-    fn open_layer(&self, state: &WriteState) -> Arc<InMemoryLayer> {
+    fn open_layer(&self, state: &WriteState, first: Lsn) -> Arc<InMemoryLayer> {
         let current = self.layers.load();
         if let Some(open) = &current.open {
             return Arc::clone(open);
         }
-        let open = Arc::new(InMemoryLayer::new(state.next_start, &self.context.memory));
+        // The first layer of all starts where its values do, not at the beginning of time.
+        let is_first = state.next_start == Lsn(1);
+        let start = if is_first { first } else { state.next_start };
+        let open = Arc::new(InMemoryLayer::new(start, &self.context.memory));
         let mut layers = (**current).clone();
         layers.open = Some(Arc::clone(&open));
         self.layers.store(Arc::new(layers));
@@ -131,13 +141,14 @@ impl TimelineWriter {
     ///
     /// Waits while the disk does not keep up.
     pub async fn put(&mut self, batch: WriteBatch) -> Result<(), WriteError> {
-        if batch.values.is_empty() {
+        let Some((_, first, _)) = batch.values.first() else {
             return Ok(());
-        }
+        };
+        let first = *first;
         self.timeline.wait_for_room().await?;
         let mut state = self.timeline.write_state.lock();
         state.pending = true;
-        self.timeline.open_layer(&state).put(batch.values);
+        self.timeline.open_layer(&state, first).put(batch.values);
         Ok(())
     }
 
@@ -180,6 +191,22 @@ impl Timeline {
         last.saturating_sub(open.start()) >= distance
             || bytes >= distance
             || (memory.is_exceeded() && bytes >= memory.worthwhile_bytes())
+    }
+}
+
+impl WriteStore for TimelineWriter {
+    type Reader = Timeline;
+
+    fn reader(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    async fn put(&mut self, batch: WriteBatch) -> Result<(), ingest::WriteError> {
+        Ok(TimelineWriter::put(self, batch).await?)
+    }
+
+    fn advance(&mut self, record: RecordLsn) {
+        TimelineWriter::advance(self, record);
     }
 }
 

@@ -1,0 +1,118 @@
+//! Blocks and open files of all layers of the process, as many as there is room for.
+//!
+//! A block in the cache has been read, checked and unpacked. A hit, or a miss whose bytes are in the
+//! operating system's page cache, is answered in the calling thread; only a read from the disk
+//! itself goes to a thread that may block.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use rustix::io::ReadWriteFlags;
+
+use super::LayerError;
+use super::block::Block;
+use super::file::Layer;
+use super::format::{self, BlockPointer};
+
+/// Number of a layer in this process and offset of a block in it.
+type BlockKey = (u64, u64);
+
+#[derive(Clone, Debug)]
+struct ByMemory;
+
+impl Weighter<BlockKey, Block> for ByMemory {
+    fn weight(&self, _key: &BlockKey, block: &Block) -> u64 {
+        block.memory_bytes() as u64
+    }
+}
+
+/// See the module head.
+#[derive(Debug)]
+pub struct PageCache {
+    blocks: Cache<BlockKey, Block, ByMemory>,
+    files: Cache<u64, Arc<File>>,
+}
+
+impl PageCache {
+    /// Room for `block_bytes` of blocks and for `files` open files.
+    pub fn new(block_bytes: u64, files: usize) -> Self {
+        let blocks = (block_bytes / 8192).max(16) as usize;
+        PageCache {
+            blocks: Cache::with_weighter(blocks, block_bytes, ByMemory),
+            files: Cache::new(files.max(1)),
+        }
+    }
+
+    /// Memory the blocks take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.weight()
+    }
+
+    /// The block of `layer` at `pointer`, whose keys have `key_len` bytes.
+    pub async fn block(&self, layer: &Layer, pointer: BlockPointer) -> Result<Block, LayerError> {
+        let key = (layer.number(), pointer.offset);
+        if let Some(block) = self.blocks.get(&key) {
+            return Ok(block);
+        }
+        let raw = self.read(layer, pointer.offset, pointer.len as usize).await?;
+        let block = decode(layer, pointer.offset, raw)?;
+        self.blocks.insert(key, block.clone());
+        Ok(block)
+    }
+
+    /// `len` bytes of the layer's file from `offset` on.
+    pub async fn read(&self, layer: &Layer, offset: u64, len: usize) -> Result<Vec<u8>, LayerError> {
+        if offset
+            .checked_add(len as u64)
+            .is_none_or(|end| end > layer.file_len())
+        {
+            return Err(layer.damaged(offset, format!("{len} bytes here lie behind the end of the file")));
+        }
+        let file = self.file(layer).await?;
+        let mut raw = vec![0; len];
+        let mut buffers = [IoSliceMut::new(&mut raw)];
+        // Fails when the bytes would have to come from the disk, and where the file system cannot tell.
+        match rustix::io::preadv2(&file, &mut buffers, offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == len => return Ok(raw),
+            _ => {}
+        }
+        blocking(move || file.read_exact_at(&mut raw, offset).map(|()| raw))
+            .await
+            .map_err(LayerError::io("read", layer.path()))
+    }
+
+    async fn file(&self, layer: &Layer) -> Result<Arc<File>, LayerError> {
+        if let Some(file) = self.files.get(&layer.number()) {
+            return Ok(file);
+        }
+        let path = layer.path().to_owned();
+        let file = blocking(move || File::open(path))
+            .await
+            .map_err(LayerError::io("open", layer.path()))?;
+        let file = Arc::new(file);
+        self.files.insert(layer.number(), Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Forgets a layer's open file; its blocks leave as others come.
+    pub fn forget(&self, layer_number: u64) {
+        self.files.remove(&layer_number);
+    }
+}
+
+/// Checks and unpacks the block read from `offset`.
+pub fn decode(layer: &Layer, offset: u64, raw: Vec<u8>) -> Result<Block, LayerError> {
+    format::decode_block(raw, offset)
+        .and_then(|(level, payload)| Block::new(level, layer.key_len(), payload))
+        .map_err(|reason| layer.damaged(offset, reason))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("reading a file does not panic")
+}

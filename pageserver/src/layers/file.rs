@@ -1,0 +1,357 @@
+//! A layer on disk: finding versions and keys in it.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use pageserver_api::key::Key;
+use pageserver_api::layer_name::LayerFileName;
+use pageserver_api::value::Value;
+use tokio::sync::OnceCell;
+use utils::id::TenantTimelineId;
+use utils::lsn::Lsn;
+
+use super::LayerError;
+use super::block::Block;
+use super::cache::{self, PageCache};
+use super::format::{self, BLOCK_HEADER_LEN, BLOCK_LEN_MAX, BlockPointer, SUMMARY_LEN, Summary};
+use super::read_state::ReadState;
+use super::writer::{DELTA_KEY_LEN, IMAGE_KEY_LEN, delta_key, split_delta_key};
+
+/// Deepest index there can be: every level divides by more than a hundred.
+const LEVELS_MAX: u8 = 16;
+/// Buffer of a scan, in bytes.
+const SCAN_BUFFER_BYTES: usize = 1024 * 1024;
+
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// An immutable layer file. Removed when it is doomed and nobody reads it any more.
+#[derive(Debug)]
+pub struct Layer {
+    number: u64,
+    id: TenantTimelineId,
+    name: LayerFileName,
+    path: PathBuf,
+    file_len: u64,
+    cache: Arc<PageCache>,
+    summary: OnceCell<Summary>,
+    doomed: AtomicBool,
+}
+
+impl Layer {
+    /// The layer file `name` of the timeline `id` in `dir`, of `file_len` bytes. Nothing is read yet.
+    pub fn new(
+        cache: &Arc<PageCache>,
+        dir: &Path,
+        id: TenantTimelineId,
+        (name, file_len): (LayerFileName, u64),
+    ) -> Arc<Self> {
+        Arc::new(Layer {
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            id,
+            path: dir.join(name.to_string()),
+            name,
+            file_len,
+            cache: Arc::clone(cache),
+            summary: OnceCell::new(),
+            doomed: AtomicBool::new(false),
+        })
+    }
+
+    /// Number of this layer, unique in the process.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &LayerFileName {
+        &self.name
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes.
+    pub fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    /// Length of the keys in its blocks.
+    pub fn key_len(&self) -> usize {
+        if self.name.is_delta() {
+            DELTA_KEY_LEN
+        } else {
+            IMAGE_KEY_LEN
+        }
+    }
+
+    /// Lets the file be removed once the last reader is gone.
+    pub fn doom(&self) {
+        self.doomed.store(true, Ordering::Release);
+    }
+
+    /// The error that something in this file is wrong.
+    pub fn damaged(&self, offset: u64, reason: String) -> LayerError {
+        LayerError::Damaged {
+            path: self.path.clone(),
+            offset,
+            reason,
+        }
+    }
+
+    fn check_summary(&self, raw: &[u8]) -> Result<Summary, LayerError> {
+        let raw = raw.first_chunk::<SUMMARY_LEN>();
+        let raw = raw.ok_or_else(|| self.damaged(0, "the file is shorter than its summary".to_owned()))?;
+        let found = Summary::decode(raw).map_err(|reason| self.damaged(0, reason))?;
+        let same = found.id == self.id && found.name == self.name && found.file_len == self.file_len;
+        if !same || found.root_level == 0 || found.root_level > LEVELS_MAX {
+            let reason = format!(
+                "in-file summary does not match expected summary. found {found:?}, expected {} of {}, {} bytes",
+                self.name, self.id, self.file_len
+            );
+            return Err(self.damaged(0, reason));
+        }
+        Ok(found)
+    }
+
+    async fn summary(&self) -> Result<&Summary, LayerError> {
+        if let Some(summary) = self.summary.get() {
+            return Ok(summary);
+        }
+        self.summary
+            .get_or_try_init(|| async {
+                let raw = self.cache.read(self, 0, SUMMARY_LEN).await?;
+                self.check_summary(&raw)
+            })
+            .await
+    }
+
+    async fn block(&self, pointer: BlockPointer, level: u8) -> Result<Block, LayerError> {
+        let block = self.cache.block(self, pointer).await?;
+        if block.level() != level {
+            let reason = format!("found a block of level {} instead of {level}", block.level());
+            return Err(self.damaged(pointer.offset, reason));
+        }
+        Ok(block)
+    }
+
+    fn child(&self, parent: BlockPointer, block: &Block, at: usize) -> Result<BlockPointer, LayerError> {
+        BlockPointer::decode(block.value_ref(at))
+            .ok_or_else(|| self.damaged(parent.offset, "an index entry has a wrong length".to_owned()))
+    }
+
+    /// The data block with the greatest key below `bound`, and the number of keys in it below `bound`.
+    async fn find_below(&self, bound: &[u8]) -> Result<Option<(Block, usize)>, LayerError> {
+        let summary = self.summary().await?;
+        let mut pointer = summary.root;
+        for level in (0..=summary.root_level).rev() {
+            let block = self.block(pointer, level).await?;
+            let below = block.count_below(bound);
+            if below == 0 {
+                return Ok(None);
+            }
+            if level == 0 {
+                return Ok(Some((block, below)));
+            }
+            pointer = self.child(pointer, &block, below - 1)?;
+        }
+        unreachable!("the last level is 0")
+    }
+
+    /// Gives the versions of `state.key` from `floor` on and below `state.upper`, newest first, until it has
+    /// enough. After it, everything from `floor` on has been found.
+    pub async fn collect(&self, state: &mut ReadState, floor: Lsn) -> Result<(), LayerError> {
+        match &self.name {
+            LayerFileName::Delta { .. } => self.collect_deltas(state, floor).await,
+            LayerFileName::Image { lsn, .. } => self.collect_image(state, *lsn).await,
+        }
+    }
+
+    async fn collect_image(&self, state: &mut ReadState, lsn: Lsn) -> Result<(), LayerError> {
+        let bound = state.key.next().to_bytes();
+        if let Some((block, below)) = self.find_below(&bound).await? {
+            let mut key = [0; IMAGE_KEY_LEN];
+            block.key_into(below - 1, &mut key);
+            if Key::from_bytes(&key) == state.key {
+                state.add(lsn, Value::Image(block.value(below - 1)));
+            }
+        }
+        // What the image layer does not hold does not exist at its LSN.
+        state.complete = true;
+        Ok(())
+    }
+
+    async fn collect_deltas(&self, state: &mut ReadState, floor: Lsn) -> Result<(), LayerError> {
+        let mut bound = delta_key(state.key, state.upper);
+        loop {
+            let Some((block, below)) = self.find_below(&bound).await? else {
+                break;
+            };
+            for at in (0..below).rev() {
+                block.key_into(at, &mut bound);
+                let (key, lsn) = split_delta_key(&bound);
+                if key != state.key || lsn < floor {
+                    state.upper = floor;
+                    return Ok(());
+                }
+                let value = self.decode_value(key, lsn, block.value(at))?;
+                if state.add(lsn, value) {
+                    return Ok(());
+                }
+            }
+            // The first key of the block was one of ours: older versions may be in the block before.
+        }
+        state.upper = floor;
+        Ok(())
+    }
+
+    fn decode_value(&self, key: Key, lsn: Lsn, raw: Bytes) -> Result<Value, LayerError> {
+        Value::decode(raw).map_err(|error| {
+            // The checksum was right: the file was written so.
+            self.damaged(0, format!("value of {key} at {lsn}: {error}"))
+        })
+    }
+
+    /// Adds to `keys` those of `range` that have a version at an LSN below `upper`.
+    pub async fn keys(&self, range: &Range<Key>, upper: Lsn, keys: &mut Vec<Key>) -> Result<(), LayerError> {
+        let start = delta_key(range.start, Lsn(0));
+        let end = delta_key(range.end, Lsn(0));
+        let (start, end) = (&start[..self.key_len()], &end[..self.key_len()]);
+        let mut raw = [0; DELTA_KEY_LEN];
+        for pointer in self.data_blocks(start, end).await? {
+            let block = self.block(pointer, 0).await?;
+            for at in block.count_below(start)..block.count_below(end) {
+                block.key_into(at, &mut raw[..self.key_len()]);
+                let (key, lsn) = split_delta_key(&raw);
+                // In an image layer the LSN stays 0, and all keys count.
+                if lsn < upper && keys.last() != Some(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The data blocks that may hold keys of `start..end`, in order.
+    async fn data_blocks(&self, start: &[u8], end: &[u8]) -> Result<Vec<BlockPointer>, LayerError> {
+        let summary = self.summary().await?;
+        let mut pointers = vec![summary.root];
+        for level in (1..=summary.root_level).rev() {
+            let mut below = Vec::new();
+            for pointer in pointers {
+                let block = self.block(pointer, level).await?;
+                // The child before the first key at or above `start` may reach into the range.
+                let first = block.count_below(start).saturating_sub(1);
+                for at in first..block.count_below(end) {
+                    below.push(self.child(pointer, &block, at)?);
+                }
+            }
+            pointers = below;
+        }
+        Ok(pointers)
+    }
+
+    /// All values from the start of the file on, past the cache. Blocking.
+    pub fn scan(self: &Arc<Self>) -> Result<LayerScan, LayerError> {
+        let file = File::open(&self.path).map_err(LayerError::io("open", &self.path))?;
+        let mut file = BufReader::with_capacity(SCAN_BUFFER_BYTES, file);
+        let mut raw = [0; SUMMARY_LEN];
+        file.read_exact(&mut raw)
+            .map_err(LayerError::io("read", &self.path))?;
+        let summary = self.check_summary(&raw)?;
+        Ok(LayerScan {
+            layer: Arc::clone(self),
+            file,
+            offset: SUMMARY_LEN as u64,
+            block: None,
+            values_left: summary.value_count,
+        })
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.cache.forget(self.number);
+        if !*self.doomed.get_mut() {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            // It is found again at the next start, when it does no harm: see the module head of `layers`.
+            tracing::warn!(path = %self.path.display(), "cannot remove layer file: {error}");
+        }
+    }
+}
+
+/// One value of a layer: key, LSN (that of the layer in an image layer), value as stored.
+pub type ScannedValue = (Key, Lsn, Bytes);
+
+/// Reads a layer file from start to end.
+#[derive(Debug)]
+pub struct LayerScan {
+    layer: Arc<Layer>,
+    file: BufReader<File>,
+    offset: u64,
+    block: Option<(Block, usize)>,
+    values_left: u64,
+}
+
+impl LayerScan {
+    fn next_block(&mut self) -> Result<Block, LayerError> {
+        loop {
+            let layer = Arc::clone(&self.layer);
+            let at = self.offset;
+            let mut raw = vec![0; BLOCK_HEADER_LEN];
+            self.file
+                .read_exact(&mut raw)
+                .map_err(LayerError::io("read", layer.path()))?;
+            let header = raw.first_chunk().expect("the buffer has that length");
+            let len = format::stored_len(header);
+            let left = layer.file_len().saturating_sub(at) as usize;
+            if len > BLOCK_LEN_MAX || len > left {
+                return Err(layer.damaged(at, format!("block claims {len} bytes")));
+            }
+            raw.resize(BLOCK_HEADER_LEN + len, 0);
+            self.file
+                .read_exact(&mut raw[BLOCK_HEADER_LEN..])
+                .map_err(LayerError::io("read", layer.path()))?;
+            self.offset += raw.len() as u64;
+            let block = cache::decode(&layer, at, raw)?;
+            if block.level() == 0 {
+                return Ok(block);
+            }
+        }
+    }
+
+    fn next_value(&mut self) -> Result<ScannedValue, LayerError> {
+        let (block, at) = match self.block.take() {
+            Some(current) => current,
+            None => (self.next_block()?, 0),
+        };
+        let mut raw = [0; DELTA_KEY_LEN];
+        block.key_into(at, &mut raw[..self.layer.key_len()]);
+        let (key, mut lsn) = split_delta_key(&raw);
+        if let LayerFileName::Image { lsn: of_image, .. } = self.layer.name() {
+            lsn = *of_image;
+        }
+        let value = block.value(at);
+        if at + 1 < block.key_count() {
+            self.block = Some((block, at + 1));
+        }
+        Ok((key, lsn, value))
+    }
+}
+
+impl Iterator for LayerScan {
+    type Item = Result<ScannedValue, LayerError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.values_left = self.values_left.checked_sub(1)?;
+        Some(self.next_value())
+    }
+}

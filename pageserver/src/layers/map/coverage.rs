@@ -1,0 +1,168 @@
+//! The segment tree of the layer map, as flat arrays.
+
+use std::ops::Range;
+
+use pageserver_api::key::Key;
+use pageserver_api::layer_name::LayerFileName;
+use utils::lsn::Lsn;
+
+/// Layers that all cover the same keys, searchable by LSN.
+#[derive(Debug, Default)]
+pub struct LsnIndex {
+    /// Start of each delta, ascending, with the end and the number of the one of those up to here that ends last.
+    deltas: Vec<(Lsn, Lsn, u32)>,
+    /// LSN and number of each image, ascending.
+    images: Vec<(Lsn, u32)>,
+}
+
+/// What a search has found so far: numbers of layers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Best {
+    /// End and number of the delta layer that ends last of those that start below the bound.
+    pub delta: Option<(Lsn, u32)>,
+    /// LSN and number of the last image layer below the bound.
+    pub image: Option<(Lsn, u32)>,
+}
+
+impl LsnIndex {
+    /// Layers are numbered in the order in which they come.
+    pub fn new<'a>(names: impl Iterator<Item = &'a LayerFileName>) -> Self {
+        let mut index = LsnIndex::default();
+        for (number, name) in names.enumerate() {
+            index.push(name, number as u32);
+        }
+        index.finish();
+        index
+    }
+
+    fn push(&mut self, name: &LayerFileName, number: u32) {
+        match name {
+            LayerFileName::Delta { lsn_range, .. } => {
+                self.deltas.push((lsn_range.start, lsn_range.end, number));
+            }
+            LayerFileName::Image { lsn, .. } => self.images.push((*lsn, number)),
+        }
+    }
+
+    fn finish(&mut self) {
+        self.images.sort_unstable();
+        self.deltas.sort_unstable();
+        for at in 1..self.deltas.len() {
+            let (_, end, number) = self.deltas[at - 1];
+            if end > self.deltas[at].1 {
+                (self.deltas[at].1, self.deltas[at].2) = (end, number);
+            }
+        }
+    }
+
+    /// End and number of the delta that ends last of those that start below `upper`.
+    pub fn delta_below(&self, upper: Lsn) -> Option<(Lsn, u32)> {
+        let below = self.deltas.partition_point(|(start, ..)| *start < upper);
+        let (_, end, number) = self.deltas.get(below.checked_sub(1)?)?;
+        Some((*end, *number))
+    }
+
+    fn image_below(&self, upper: Lsn) -> Option<(Lsn, u32)> {
+        let below = self.images.partition_point(|(lsn, _)| *lsn < upper);
+        self.images.get(below.checked_sub(1)?).copied()
+    }
+
+    fn improve(&self, upper: Lsn, best: &mut Best) {
+        best.delta = best.delta.max(self.delta_below(upper));
+        best.image = best.image.max(self.image_below(upper));
+    }
+}
+
+/// Layers of any key ranges. Node 1 is the root, nodes 2n and 2n + 1 are below node n, and the leaves, one for
+/// each elementary interval, follow the inner nodes.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    /// Starts of the elementary intervals, and the end of the last.
+    bounds: Vec<Key>,
+    /// Index of each node's layers in `indexes`, or [`EMPTY`].
+    nodes: Vec<u32>,
+    indexes: Vec<LsnIndex>,
+}
+
+const EMPTY: u32 = u32::MAX;
+
+impl Coverage {
+    /// Layers are numbered in the order in which they come.
+    pub fn new<'a>(names: impl Iterator<Item = &'a LayerFileName> + Clone) -> Self {
+        let mut bounds: Vec<Key> = names
+            .clone()
+            .flat_map(|name| [name.key_range().start, name.key_range().end])
+            .collect();
+        bounds.sort_unstable();
+        bounds.dedup();
+        let leaves = bounds.len().saturating_sub(1);
+        let mut coverage = Coverage {
+            bounds,
+            nodes: vec![EMPTY; 2 * leaves],
+            indexes: Vec::new(),
+        };
+        for (number, name) in names.enumerate() {
+            coverage.insert(name, number as u32);
+        }
+        for index in &mut coverage.indexes {
+            index.finish();
+        }
+        coverage
+    }
+
+    fn leaves(&self) -> usize {
+        self.nodes.len() / 2
+    }
+
+    fn leaf_range(&self, keys: &Range<Key>) -> Range<usize> {
+        let leaf = |key: &Key| {
+            let at = self.bounds.binary_search(key);
+            at.expect("every bound of a layer is a bound of the tree") + self.leaves()
+        };
+        leaf(&keys.start)..leaf(&keys.end)
+    }
+
+    fn insert(&mut self, name: &LayerFileName, number: u32) {
+        let Range {
+            start: mut left,
+            end: mut right,
+        } = self.leaf_range(name.key_range());
+        // The usual climb: whatever hangs over to the side of its parent is entered where it is.
+        while left < right {
+            if left % 2 == 1 {
+                self.index_of(left).push(name, number);
+                left += 1;
+            }
+            if right % 2 == 1 {
+                right -= 1;
+                self.index_of(right).push(name, number);
+            }
+            left /= 2;
+            right /= 2;
+        }
+    }
+
+    fn index_of(&mut self, node: usize) -> &mut LsnIndex {
+        if self.nodes[node] == EMPTY {
+            self.nodes[node] = self.indexes.len() as u32;
+            self.indexes.push(LsnIndex::default());
+        }
+        &mut self.indexes[self.nodes[node] as usize]
+    }
+
+    /// The best of the layers that cover `key` and have LSNs below `upper`.
+    pub fn best(&self, key: Key, upper: Lsn) -> Best {
+        let mut best = Best::default();
+        let at = self.bounds.partition_point(|bound| *bound <= key);
+        if at > 0 && at <= self.leaves() {
+            let mut node = at - 1 + self.leaves();
+            while node > 0 {
+                if self.nodes[node] != EMPTY {
+                    self.indexes[self.nodes[node] as usize].improve(upper, &mut best);
+                }
+                node /= 2;
+            }
+        }
+        best
+    }
+}
