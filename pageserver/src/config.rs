@@ -138,6 +138,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Pages kept in memory.
     pub page_cache_pages: u64,
+    /// Layer files that may be open at once.
+    pub max_file_descriptors: u64,
 }
 
 /// A configuration file with overrides applied.
@@ -239,6 +241,7 @@ impl ConfigDocument {
             broker: settings.take_broker()?,
             log_format: settings.take_or("log_format", LogFormat::Plain)?,
             page_cache_pages: settings.take_or("page_cache_size", 8192)?,
+            max_file_descriptors: settings.take_or("max_file_descriptors", 100)?,
             workdir,
         };
         settings.check_keys_without_effect()?;
@@ -326,7 +329,6 @@ impl<'a> Settings<'a> {
         ] {
             self.take::<Duration>(key)?;
         }
-        self.take::<u64>("max_file_descriptors")?;
         self.take::<u64>("test_remote_failures")?;
         self.take::<String>("metric_collection_endpoint")?;
         self.take::<String>("concurrent_tenant_size_logical_size_queries")?;

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use utils::auth::JwtAuth;
 use utils::id::{TenantId, TenantTimelineId, TimelineId};
-use utils::lsn::{Lsn, RecordLsn};
 
 use crate::config::Config;
 use crate::import::{ClusterTemplate, ImportError};
-use crate::tenant::{CreateTimelineError, Tenant, TenantManager, TenantState, UninitTimeline};
+use crate::tenant::{CreateTimelineError, Tenant, TenantManager, TenantState};
 use crate::timeline::{Timeline, TimelineState};
 use crate::walreceiver::WalReceivers;
 
@@ -107,29 +106,13 @@ impl Server {
         }
     }
 
-    /// Starts a timeline whose imported values will stand at `lsn`, a record boundary.
-    pub async fn start_timeline(
-        &self,
-        tenant: &Arc<Tenant>,
-        id: TimelineId,
-        lsn: Lsn,
-    ) -> Result<UninitTimeline, CreateTimelineError> {
-        // The timeline starts at the last position where a record may end before the import does.
-        let before = RecordLsn {
-            last: Lsn(lsn.0.saturating_sub(1) & !7),
-            prev: Lsn::INVALID,
-        };
-        tenant.create_timeline(id, PG_VERSION, before).await
-    }
-
     /// Makes a timeline that holds a new cluster.
     pub async fn new_cluster(
         &self,
         tenant: &Arc<Tenant>,
         id: TimelineId,
     ) -> Result<Arc<Timeline>, NewClusterError> {
-        let at = self.template.prepare().await?;
-        let unfinished = self.start_timeline(tenant, id, at.last).await?;
+        let unfinished = tenant.create_timeline(id, PG_VERSION).await?;
         let writer = unfinished.timeline().writer().await;
         self.template.import(writer).await?;
         Ok(unfinished.finish().await?)

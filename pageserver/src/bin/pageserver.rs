@@ -168,6 +168,8 @@ async fn make_server(config: Config) -> Result<Arc<Server>> {
     let receivers = Arc::new(WalReceivers::new(broker, token.map(Into::into)));
     let limits = StoreLimits {
         wait_lsn_timeout: config.wait_lsn_timeout,
+        page_cache_bytes: config.page_cache_pages * 8192,
+        max_file_descriptors: config.max_file_descriptors as usize,
         ..Default::default()
     };
     let tenants = Arc::new(TenantManager::new(TenantManagerConfig {

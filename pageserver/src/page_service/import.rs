@@ -21,8 +21,8 @@ where
 {
     let tenant = server.active_tenant(request.id.tenant_id).await?;
     check_pg_version(request.pg_version).map_err(anyhow::Error::from)?;
-    let unfinished = server
-        .start_timeline(&tenant, request.id.timeline_id, request.base_lsn)
+    let unfinished = tenant
+        .create_timeline(request.id.timeline_id, request.pg_version)
         .await
         .map_err(anyhow::Error::from)?;
     let writer = unfinished.timeline().writer().await;

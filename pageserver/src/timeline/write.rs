@@ -11,7 +11,6 @@ use utils::lsn::{Lsn, RecordLsn};
 
 use super::layer_set::FrozenLayer;
 use super::{Timeline, WriteBatch};
-use crate::ingest::{self, WriteStore};
 use crate::layers::in_memory::InMemoryLayer;
 
 /// Frozen layers that may wait for being written out before writers have to wait, too.
@@ -191,22 +190,6 @@ impl Timeline {
         last.saturating_sub(open.start()) >= distance
             || bytes >= distance
             || (memory.is_exceeded() && bytes >= memory.worthwhile_bytes())
-    }
-}
-
-impl WriteStore for TimelineWriter {
-    type Reader = Timeline;
-
-    fn reader(&self) -> &Timeline {
-        &self.timeline
-    }
-
-    async fn put(&mut self, batch: WriteBatch) -> Result<(), ingest::WriteError> {
-        Ok(TimelineWriter::put(self, batch).await?)
-    }
-
-    fn advance(&mut self, record: RecordLsn) {
-        TimelineWriter::advance(self, record);
     }
 }
 
