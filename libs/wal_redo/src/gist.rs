@@ -1,5 +1,8 @@
 //! GiST indexes.
 //!
+//! Up to 15.18 a page flag told that tuples were deleted from it (`F_TUPLES_DELETED`). Nobody reads it, and later
+//! servers neither set nor replay it; nor do we.
+//!
 //! | record | 0 | 1 | 2.. |
 //! |---|---|---|---|
 //! | update | page | left child whose split it completes | |
@@ -23,7 +26,6 @@ use crate::page::{HEADER_LEN, Page};
 mod flag {
     pub const LEAF: u16 = 1 << 0;
     pub const DELETED: u16 = 1 << 1;
-    pub const TUPLES_DELETED: u16 = 1 << 2;
     pub const FOLLOW_RIGHT: u16 = 1 << 3;
     pub const HAS_GARBAGE: u16 = 1 << 4;
 }
@@ -63,7 +65,7 @@ pub(crate) fn redo(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, F
             main.skip(4)?; // latestRemovedXid: for conflicts with standby queries
             let count = usize::from(main.u16()?);
             page.delete_items(Offsets::read(&mut main, count)?.iter())?;
-            change_flags(page, flag::HAS_GARBAGE, flag::TUPLES_DELETED)?;
+            change_flags(page, flag::HAS_GARBAGE, 0)?;
         }
         (XLOG_GIST_PAGE_DELETE, 0) => set_deleted(page, change.main().u64()?)?,
         (XLOG_GIST_PAGE_DELETE, 1) => {
@@ -105,9 +107,6 @@ fn update(change: &Change<'_>, page: &mut Page<'_>) -> Result<(), Fault> {
     }
     if deleted > 0 {
         page.delete_items(Offsets::read(&mut data, usize::from(deleted))?.iter())?;
-        if flags(page)? & flag::LEAF != 0 {
-            change_flags(page, 0, flag::TUPLES_DELETED)?;
-        }
     }
     append_tuples(page, inserted.into(), data)
 }

@@ -1,0 +1,108 @@
+//! Proof of `wal_redo` against PostgreSQL's own images.
+//!
+//! With `wal_consistency_checking = all` PostgreSQL puts into each record the image of every page as it is
+//! after the change. The check follows the record chain, keeps the pages, replays each record natively and
+//! compares the outcome with the image after masking what PostgreSQL's own check masks.
+//!
+//! The image is taken out of the record before redo sees it, so a page cannot pass by being copied.
+//! Records whose image redo has to restore (full-page writes) are restored and not compared, as in
+//! PostgreSQL.
+//!
+//! One thread reads and routes; each worker thread owns the pages whose tag hashes to it. Queues are
+//! bounded. Memory grows with the pages of the cluster, not with the WAL.
+
+mod mask;
+mod pages;
+mod report;
+mod route;
+mod segments;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use anyhow::{Context, Result};
+use utils::lsn::Lsn;
+
+pub use report::Report;
+use route::Router;
+use segments::{SegmentSource, WalRecords};
+
+/// Number of threads that replay.
+const WORKERS: usize = 2;
+/// Batches of work that may wait for one worker.
+const BATCHES_WAITING_MAX: usize = 16;
+
+/// Check native WAL redo against the images in WAL written with wal_consistency_checking.
+#[derive(Clone, Debug, clap::Parser)]
+pub struct Options {
+    /// Directory with WAL segments; the chain is followed from the first one.
+    pub wal_dir: PathBuf,
+    /// Print one line of JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Compare and report only this resource manager (a name such as Btree); all are replayed.
+    #[arg(long)]
+    pub rmgr: Option<String>,
+    /// First record, by default the first one that starts in the first segment.
+    #[arg(long)]
+    pub start: Option<Lsn>,
+    /// Data directory as it was, shut down, at the start: pages come from there instead of from their first image.
+    #[arg(long)]
+    pub base: Option<PathBuf>,
+    /// Data directory as it is, shut down, at the end: all pages are compared with it.
+    #[arg(long)]
+    pub compare: Option<PathBuf>,
+    /// Wait for further segments until a file named "end" appears in the directory.
+    #[arg(long)]
+    pub follow: bool,
+    /// Remove each segment once it was read.
+    #[arg(long)]
+    pub delete: bool,
+}
+
+/// Replays and compares everything.
+pub fn check(options: &Options) -> Result<Report> {
+    let rmgr = options.rmgr.as_deref().map(report::rmgr_number).transpose()?;
+    let source = SegmentSource::new(options)?;
+    let (senders, workers): (Vec<_>, Vec<_>) = (0..WORKERS)
+        .map(|_| {
+            let (sender, receiver) = sync_channel(BATCHES_WAITING_MAX);
+            let mut worker = worker::Worker::new(options, rmgr);
+            let thread = thread::spawn(move || {
+                for batch in receiver {
+                    worker.work(batch);
+                }
+                worker.finish()
+            });
+            (sender, thread)
+        })
+        .unzip();
+    let mut router = Router::new(senders);
+    let mut records = WalRecords::new(source, options.start);
+    let outcome = route_all(&mut records, &mut router);
+    let mut report = router.finish();
+    for worker in workers {
+        let part = worker
+            .join()
+            .map_err(|_| anyhow::anyhow!("a replay thread panicked"))?;
+        report.merge(part.context("cannot read pages to compare with")?);
+    }
+    outcome?;
+    report.wal_start = records.first_record();
+    report.wal_end = records.end();
+    report.gaps = records.gaps();
+    report.only = rmgr;
+    Ok(report)
+}
+
+fn route_all(records: &mut WalRecords, router: &mut Router) -> Result<()> {
+    while let Some(next) = records.next()? {
+        match next {
+            segments::Next::Record { end, record } => router.record(end, record)?,
+            segments::Next::Gap => router.forget_all()?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! The pages one worker owns, and the data directories they come from and are compared with.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use postgres_ffi::v15::relfile::{RELSEG_SIZE, RelFileNode, relation_path};
+use wal_redo::{PAGE_SIZE, PageBuf, PageTag};
+
+/// Relation files kept open at a time.
+const OPEN_FILES_MAX: usize = 200;
+
+/// A data directory, read page by page.
+pub struct DataDir {
+    root: PathBuf,
+    /// Files by relation, fork and segment; `None` if there is no such file.
+    open: HashMap<(RelFileNode, u8, u32), Option<File>>,
+}
+
+/// Relation of a page.
+pub fn relation(tag: &PageTag) -> RelFileNode {
+    RelFileNode {
+        spcnode: tag.spcnode,
+        dbnode: tag.dbnode,
+        relnode: tag.relnode,
+    }
+}
+
+impl DataDir {
+    pub fn new(root: &Path) -> Self {
+        DataDir {
+            root: root.to_owned(),
+            open: HashMap::new(),
+        }
+    }
+
+    /// Reads a page; `None` if the file does not reach so far.
+    pub fn page(&mut self, tag: &PageTag) -> io::Result<Option<Box<PageBuf>>> {
+        let segment = tag.blkno / RELSEG_SIZE;
+        let key = (relation(tag), tag.forknum, segment);
+        if self.open.len() >= OPEN_FILES_MAX && !self.open.contains_key(&key) {
+            self.open.clear();
+        }
+        let file = match self.open.entry(key) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let path = self.root.join(relation_path(key.0, key.1, key.2));
+                let file = match File::open(&path) {
+                    Ok(file) => Some(file),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(error),
+                };
+                entry.insert(file)
+            }
+        };
+        let Some(file) = file else {
+            return Ok(None);
+        };
+        let mut page = Box::new([0; PAGE_SIZE]);
+        let offset = u64::from(tag.blkno % RELSEG_SIZE) * PAGE_SIZE as u64;
+        match file.read_exact_at(&mut page[..], offset) {
+            Ok(()) => Ok(Some(page)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Pages by their place. Those not changed yet are still in the base directory, if there is one.
+pub struct Pages {
+    changed: HashMap<PageTag, Box<PageBuf>>,
+    base: Option<DataDir>,
+    /// Databases and relations whose base files are gone, and forks cut short: (relation, fork) -> pages left.
+    dropped_databases: HashSet<(u32, u32)>,
+    dropped_relations: HashSet<RelFileNode>,
+    truncated: HashMap<(RelFileNode, u8), u32>,
+    /// Databases made by copying files: (tablespace, database) -> the same of the source.
+    copies: HashMap<(u32, u32), (u32, u32)>,
+}
+
+impl Pages {
+    pub fn new(base: Option<&Path>) -> Self {
+        Pages {
+            changed: HashMap::new(),
+            base: base.map(DataDir::new),
+            dropped_databases: HashSet::new(),
+            dropped_relations: HashSet::new(),
+            truncated: HashMap::new(),
+            copies: HashMap::new(),
+        }
+    }
+
+    /// The page for changing, if it is known.
+    pub fn get(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
+        if !self.changed.contains_key(tag)
+            && let Some(page) = self.base_page(tag)?
+        {
+            self.changed.insert(*tag, page);
+        }
+        Ok(self.changed.get_mut(tag).map(|page| &mut **page))
+    }
+
+    /// The page for changing, made of zeros if it is not known.
+    pub fn get_or_zeros(&mut self, tag: &PageTag) -> &mut PageBuf {
+        self.changed
+            .entry(*tag)
+            .or_insert_with(|| Box::new([0; PAGE_SIZE]))
+    }
+
+    pub fn put(&mut self, tag: PageTag, page: &PageBuf) {
+        self.changed.insert(tag, Box::new(*page));
+    }
+
+    pub fn remove(&mut self, tag: &PageTag) {
+        self.changed.remove(tag);
+    }
+
+    /// All pages that were changed.
+    pub fn changed(&self) -> impl Iterator<Item = (&PageTag, &PageBuf)> {
+        self.changed.iter().map(|(tag, page)| (tag, &**page))
+    }
+
+    fn base_page(&mut self, tag: &PageTag) -> io::Result<Option<Box<PageBuf>>> {
+        let Some(base) = &mut self.base else {
+            return Ok(None);
+        };
+        let mut tag = *tag;
+        loop {
+            let gone = self.dropped_databases.contains(&(tag.spcnode, tag.dbnode))
+                || self.dropped_relations.contains(&relation(&tag))
+                || self
+                    .truncated
+                    .get(&(relation(&tag), tag.forknum))
+                    .is_some_and(|&left| tag.blkno >= left);
+            if gone {
+                return Ok(None);
+            }
+            match self.copies.get(&(tag.spcnode, tag.dbnode)) {
+                Some(&(spcnode, dbnode)) => (tag.spcnode, tag.dbnode) = (spcnode, dbnode),
+                None => return base.page(&tag),
+            }
+        }
+    }
+
+    pub fn forget_all(&mut self) {
+        self.changed.clear();
+        self.base = None;
+    }
+
+    pub fn drop_relation(&mut self, dropped: RelFileNode) {
+        self.changed.retain(|tag, _| relation(tag) != dropped);
+        self.dropped_relations.insert(dropped);
+    }
+
+    pub fn drop_database(&mut self, spcnode: u32, dbnode: u32) {
+        self.changed
+            .retain(|tag, _| (tag.spcnode, tag.dbnode) != (spcnode, dbnode));
+        self.dropped_databases.insert((spcnode, dbnode));
+        self.copies.remove(&(spcnode, dbnode));
+    }
+
+    pub fn truncate(&mut self, truncated: RelFileNode, forknum: u8, blocks: u32) {
+        self.changed
+            .retain(|tag, _| relation(tag) != truncated || tag.forknum != forknum || tag.blkno < blocks);
+        let left = self.truncated.entry((truncated, forknum)).or_insert(blocks);
+        *left = blocks.min(*left);
+    }
+
+    /// A database's files were copied; each page of the copy belongs to the same worker as its source.
+    pub fn copy_database(&mut self, from: (u32, u32), to: (u32, u32)) {
+        let copies: Vec<_> = self
+            .changed
+            .iter()
+            .filter(|(tag, _)| (tag.spcnode, tag.dbnode) == from)
+            .map(|(tag, page)| {
+                let tag = PageTag {
+                    spcnode: to.0,
+                    dbnode: to.1,
+                    ..*tag
+                };
+                (tag, page.clone())
+            })
+            .collect();
+        self.changed.extend(copies);
+        self.dropped_databases.remove(&to);
+        self.copies.insert(to, from);
+    }
+}
