@@ -4,6 +4,7 @@
 //! checked against the C compiler's view of the installed server headers by a test.
 
 pub mod c_struct;
+mod crc;
 pub mod cursor;
 pub mod pglz;
 pub mod v15;

@@ -12,6 +12,7 @@ use utils::lsn::Lsn;
 
 use super::record::{Block, BlockImage, Blocks, DecodedRecord, RecordHeader};
 use super::record_ref::RecordRef;
+use crate::crc;
 use crate::cursor::Truncated;
 
 /// Highest block reference number (`XLR_MAX_BLOCK_ID`).
@@ -119,8 +120,8 @@ pub enum DecodeError {
 /// CRC32C of a record as PostgreSQL computes it: everything behind the header first, then the header
 /// up to the checksum. `record` must hold at least the 24-byte header.
 pub fn record_crc(record: &[u8]) -> u32 {
-    let body = crc32c::crc32c(&record[RecordHeader::LEN..]);
-    crc32c::crc32c_append(body, &record[..RecordHeader::CRC_OFFSET])
+    let body = crc::append(0, &record[RecordHeader::LEN..]);
+    crc::append(body, &record[..RecordHeader::CRC_OFFSET])
 }
 
 /// Checks the checksum of a whole record.

@@ -87,20 +87,21 @@ impl<'a> RecordRef<'a> {
             toplevel_xid: None,
         };
         let mut input = Cursor::new(&record[RecordHeader::LEN..]);
-        let payload = parsed.read_headers(&mut input)?;
-        if payload.len != input.left() {
+        let payload_len = parsed.read_headers(&mut input)?;
+        if payload_len != input.left() {
             return Err(DecodeError::Payload {
-                stated: payload.len,
+                stated: payload_len,
                 got: input.left(),
             });
         }
-        for (block, sizes) in parsed.blocks.iter_mut().zip(&payload.blocks) {
+        // The byte strings have their lengths already; now they move to their places.
+        for block in &mut parsed.blocks {
             if let Some(image) = &mut block.image {
-                image.data = input.bytes(sizes.image.into())?;
+                image.data = input.bytes(image.data.len())?;
             }
-            block.data = input.bytes(sizes.data.into())?;
+            block.data = input.bytes(block.data.len())?;
         }
-        parsed.main_data = input.bytes(payload.main_len)?;
+        parsed.main_data = input.bytes(parsed.main_data.len())?;
         Ok(parsed)
     }
 
@@ -114,75 +115,69 @@ impl<'a> RecordRef<'a> {
         self.header.info & XLR_RMGR_INFO_MASK
     }
 
-    /// Reads the headers; gives the lengths of the byte strings that follow them.
-    fn read_headers(&mut self, input: &mut Cursor<'a>) -> Result<Payload, DecodeError> {
-        let mut payload = Payload::default();
+    /// Reads the headers; gives the length of what follows them. Byte strings get their lengths, but not their places.
+    fn read_headers(&mut self, input: &mut Cursor<'a>) -> Result<usize, DecodeError> {
+        let mut payload_len = 0;
         // The header of the main data is the last one; a record without main data ends its headers
         // where the rest is as long as the payload announced.
-        while input.left() > payload.len {
-            match input.u8()? {
-                XLR_BLOCK_ID_DATA_SHORT => {
-                    payload.main_len = input.u8()?.into();
-                    payload.len += payload.main_len;
-                    break;
+        while input.left() > payload_len {
+            let main_len = match input.u8()? {
+                XLR_BLOCK_ID_DATA_SHORT => input.u8()?.into(),
+                XLR_BLOCK_ID_DATA_LONG => input.u32()? as usize,
+                XLR_BLOCK_ID_ORIGIN => {
+                    self.origin_id = input.u16()?;
+                    continue;
                 }
-                XLR_BLOCK_ID_DATA_LONG => {
-                    payload.main_len = input.u32()? as usize;
-                    payload.len += payload.main_len;
-                    break;
-                }
-                XLR_BLOCK_ID_ORIGIN => self.origin_id = input.u16()?,
                 XLR_BLOCK_ID_TOPLEVEL_XID => {
                     self.toplevel_xid = Some(input.u32()?).filter(|xid| *xid != 0);
+                    continue;
                 }
                 id @ 0..=XLR_MAX_BLOCK_ID => {
-                    let (block, sizes) = read_block(id, input, self.blocks.last())?;
+                    let block = read_block(id, input, self.blocks.last())?;
+                    let image_len = block.image.map_or(0, |image| image.data.len());
+                    payload_len += image_len + block.data.len();
                     self.blocks.push(block);
-                    payload.len += usize::from(sizes.image) + usize::from(sizes.data);
-                    payload.blocks.push(sizes);
+                    continue;
                 }
                 id => return Err(DecodeError::UnknownBlockId(id)),
-            }
+            };
+            payload_len += main_len;
+            self.main_data = some_bytes(input, main_len, payload_len)?;
+            break;
         }
-        Ok(payload)
+        Ok(payload_len)
     }
 }
 
-/// Payload of one block in bytes.
-#[derive(Clone, Copy, Default)]
-struct Sizes {
-    image: u16,
-    data: u16,
+/// Stands for a byte string of `len` bytes whose place is not known yet. `payload_len` is what has been announced so
+/// far.
+#[inline]
+fn some_bytes<'a>(input: &Cursor<'a>, len: usize, payload_len: usize) -> Result<&'a [u8], DecodeError> {
+    input.rest().get(..len).ok_or(DecodeError::Payload {
+        stated: payload_len,
+        got: input.left(),
+    })
 }
 
-/// Lengths in bytes of what follows the headers.
-#[derive(Default)]
-struct Payload {
-    blocks: SmallVec<[Sizes; 4]>,
-    main_len: usize,
-    /// All of it.
-    len: usize,
-}
-
-/// Reads the header of a block reference; its byte strings are still empty.
+/// Reads the header of a block reference; its byte strings have their lengths, but not their places.
+#[inline]
 fn read_block<'a>(
     id: u8,
     input: &mut Cursor<'a>,
     previous: Option<&BlockRef<'a>>,
-) -> Result<(BlockRef<'a>, Sizes), DecodeError> {
+) -> Result<BlockRef<'a>, DecodeError> {
     if previous.is_some_and(|previous| previous.id >= id) {
         return Err(DecodeError::BlockOrder(id));
     }
-    let flags = input.u8()?;
-    let data_len = input.u16()?;
+    let [flags, data_len @ ..] = input.array::<3>()?;
+    let data_len = u16::from_le_bytes(data_len);
     if (flags & BKPBLOCK_HAS_DATA != 0) != (data_len != 0) {
         return Err(DecodeError::DataFlag { id, len: data_len });
     }
-    let (image, image_len) = if flags & BKPBLOCK_HAS_IMAGE != 0 {
-        let (image, len) = read_image(id, input)?;
-        (Some(image), len)
+    let image = if flags & BKPBLOCK_HAS_IMAGE != 0 {
+        Some(read_image(id, input)?)
     } else {
-        (None, 0)
+        None
     };
     let (spcnode, dbnode, relnode) = if flags & BKPBLOCK_SAME_REL != 0 {
         let previous = previous.ok_or(DecodeError::NoRelation(id))?;
@@ -190,26 +185,22 @@ fn read_block<'a>(
     } else {
         (input.u32()?, input.u32()?, input.u32()?)
     };
-    let block = BlockRef {
+    let blkno = input.u32()?;
+    Ok(BlockRef {
         id,
         spcnode,
         dbnode,
         relnode,
         forknum: flags & BKPBLOCK_FORK_MASK,
-        blkno: input.u32()?,
+        blkno,
         will_init: flags & BKPBLOCK_WILL_INIT != 0,
         image,
-        data: &[],
-    };
-    let sizes = Sizes {
-        image: image_len,
-        data: data_len,
-    };
-    Ok((block, sizes))
+        data: some_bytes(input, data_len.into(), data_len.into())?,
+    })
 }
 
-/// Reads the header of an image; gives the image without its bytes, and their number.
-fn read_image<'a>(id: u8, input: &mut Cursor<'a>) -> Result<(ImageRef<'a>, u16), DecodeError> {
+/// Reads the header of an image, whose bytes have their length, but not their place.
+fn read_image<'a>(id: u8, input: &mut Cursor<'a>) -> Result<ImageRef<'a>, DecodeError> {
     const PAGE_LEN: u16 = BLCKSZ as u16;
     let len = input.u16()?;
     let hole_offset = input.u16()?;
@@ -237,16 +228,13 @@ fn read_image<'a>(id: u8, input: &mut Cursor<'a>) -> Result<(ImageRef<'a>, u16),
     // Compression that gains nothing is not used; an image without a hole and compression is a page.
     let len_agrees = len < PAGE_LEN || (len == PAGE_LEN && !compressed && !has_hole);
     match compression {
-        Some(compression) if hole_agrees && in_page && len_agrees => {
-            let image = ImageRef {
-                data: &[],
-                compression,
-                hole_offset,
-                hole_length,
-                apply: flags & BKPIMAGE_APPLY != 0,
-            };
-            Ok((image, len))
-        }
+        Some(compression) if hole_agrees && in_page && len_agrees => Ok(ImageRef {
+            data: some_bytes(input, len.into(), len.into())?,
+            compression,
+            hole_offset,
+            hole_length,
+            apply: flags & BKPIMAGE_APPLY != 0,
+        }),
         _ => Err(DecodeError::Image {
             id,
             len,

@@ -6,6 +6,7 @@ use super::super::decode::DecodeError;
 use super::super::record::RecordHeader;
 use super::StreamError;
 use super::scanner::{Outcome, Scanner};
+use crate::crc;
 
 /// Whether record checksums are verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -95,7 +96,7 @@ impl RecordEnds {
         let header_missing = RecordHeader::LEN.saturating_sub(self.record_got);
         self.record_got += data.len();
         if let Some(body) = data.get(header_missing..) {
-            self.body_crc = crc32c::crc32c_append(self.body_crc, body);
+            self.body_crc = crc::append(self.body_crc, body);
         }
     }
 
@@ -118,7 +119,7 @@ impl RecordEnds {
     fn check_crc(&self, start: Lsn) -> Result<(), StreamError> {
         let raw = self.scanner.record_header();
         let header = RecordHeader::from_array(raw);
-        let computed = crc32c::crc32c_append(self.body_crc, &raw[..RecordHeader::CRC_OFFSET]);
+        let computed = crc::append(self.body_crc, &raw[..RecordHeader::CRC_OFFSET]);
         if header.crc == computed {
             return Ok(());
         }
