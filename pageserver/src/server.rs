@@ -118,3 +118,6 @@ impl Server {
         Ok(unfinished.finish().await?)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -91,3 +91,6 @@ fn new_cluster_error(error: NewClusterError) -> ApiError {
         other => internal(other),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,3 +164,6 @@ impl PageService {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
