@@ -20,11 +20,17 @@ impl Api {
     async fn send(&self, method: Method, uri: &str, body: Value) -> (StatusCode, Value) {
         let request = Request::builder().method(method).uri(uri);
         let request = request.body(Body::from(body.to_string())).unwrap();
-        let response = router(Arc::clone(&self.0.server), "now").oneshot(request).await.unwrap();
+        let response = router(Arc::clone(&self.0.server), "now")
+            .oneshot(request)
+            .await
+            .unwrap();
         assert_eq!(response.headers()["pageserver_launch_timestamp"], "now");
         let status = response.status();
         let raw = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
-        (status, serde_json::from_slice(&raw).unwrap_or_else(|_| panic!("{raw:?}")))
+        (
+            status,
+            serde_json::from_slice(&raw).unwrap_or_else(|_| panic!("{raw:?}")),
+        )
     }
 
     async fn get(&self, uri: &str) -> (StatusCode, Value) {
@@ -37,7 +43,10 @@ impl Api {
 }
 
 fn message(answer: (StatusCode, Value)) -> (u16, String) {
-    (answer.0.as_u16(), answer.1["msg"].as_str().unwrap_or_default().to_owned())
+    (
+        answer.0.as_u16(),
+        answer.1["msg"].as_str().unwrap_or_default().to_owned(),
+    )
 }
 
 #[tokio::test]
@@ -46,13 +55,25 @@ async fn tenants() {
     assert_eq!(api.get("/v1/status").await, (StatusCode::OK, json!({"id": 1})));
     let id = "11112222333344445555666677778888";
     let body = json!({"new_tenant_id": id, "gc_period": "1m"});
-    assert_eq!(api.post("/v1/tenant", body.clone()).await, (StatusCode::CREATED, json!(id)));
+    assert_eq!(
+        api.post("/v1/tenant", body.clone()).await,
+        (StatusCode::CREATED, json!(id))
+    );
     let again = message(api.post("/v1/tenant", body).await);
-    assert_eq!(again, (409, format!("Conflict: tenant {id} already exists, state: Active")));
+    assert_eq!(
+        again,
+        (
+            409,
+            format!("Conflict: tenant {id} already exists, state: Active")
+        )
+    );
     let (status, list) = api.get("/v1/tenant").await;
     assert_eq!((status, list.as_array().unwrap().len()), (StatusCode::OK, 2));
     let (_, shown) = api.get(&format!("/v1/tenant/{id}")).await;
-    assert_eq!((&shown["state"], &shown["has_in_progress_downloads"]), (&json!("Active"), &json!(false)));
+    assert_eq!(
+        (&shown["state"], &shown["has_in_progress_downloads"]),
+        (&json!("Active"), &json!(false))
+    );
 
     let (_, config) = api.get(&format!("/v1/tenant/{id}/config")).await;
     assert_eq!(config["tenant_specific_overrides"], json!({"gc_period": "1m"}));
@@ -61,15 +82,31 @@ async fn tenants() {
     let changed = api.send(Method::PUT, "/v1/tenant/config", body).await;
     assert_eq!(changed, (StatusCode::OK, Value::Null));
     let (_, config) = api.get(&format!("/v1/tenant/{id}/config")).await;
-    assert_eq!(config["tenant_specific_overrides"], json!({"gc_horizon": 5}), "replaced as a whole");
+    assert_eq!(
+        config["tenant_specific_overrides"],
+        json!({"gc_horizon": 5}),
+        "replaced as a whole"
+    );
 
     let missing = "99992222333344445555666677778888";
-    let expected = (404, format!("NotFound: Tenant {missing} not found in the local state"));
+    let expected = (
+        404,
+        format!("NotFound: Tenant {missing} not found in the local state"),
+    );
     assert_eq!(message(api.get(&format!("/v1/tenant/{missing}")).await), expected);
-    assert_eq!(message(api.get(&format!("/v1/tenant/{missing}/timeline")).await), expected);
+    assert_eq!(
+        message(api.get(&format!("/v1/tenant/{missing}/timeline")).await),
+        expected
+    );
     let (status, text) = message(api.post("/v1/tenant", json!({"gc_period": "soon"})).await);
-    assert!(status == 400 && text.contains("Failed to parse json request"), "{text}");
-    assert_eq!(message(api.get("/v1/tenant/x").await), (400, "failed to parse tenant_id".to_owned()));
+    assert!(
+        status == 400 && text.contains("Failed to parse json request"),
+        "{text}"
+    );
+    assert_eq!(
+        message(api.get("/v1/tenant/x").await),
+        (400, "failed to parse tenant_id".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -81,23 +118,42 @@ async fn timelines() {
 
     let (_, shown) = api.get(&format!("{base}/{root_id}")).await;
     assert_eq!(shown["last_record_lsn"], START.to_string());
-    assert_eq!((&shown["ancestor_timeline_id"], &shown["ancestor_lsn"]), (&Value::Null, &Value::Null));
-    assert_eq!((&shown["pg_version"], &shown["state"]), (&json!(15), &json!("Active")));
+    assert_eq!(
+        (&shown["ancestor_timeline_id"], &shown["ancestor_lsn"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(
+        (&shown["pg_version"], &shown["state"]),
+        (&json!(15), &json!("Active"))
+    );
     let uri = format!("{base}/{root_id}?include-non-incremental-logical-size=true");
-    assert_eq!(api.get(&uri).await.1["current_logical_size_non_incremental"], 8192);
+    assert_eq!(
+        api.get(&uri).await.1["current_logical_size_non_incremental"],
+        8192
+    );
 
     let (status, branch) = api.post(&base, json!({"ancestor_timeline_id": root_id})).await;
-    assert_eq!((status, &branch["ancestor_lsn"]), (StatusCode::CREATED, &json!(START.to_string())));
+    assert_eq!(
+        (status, &branch["ancestor_lsn"]),
+        (StatusCode::CREATED, &json!(START.to_string()))
+    );
     let branch_uri = format!("{base}/{}", branch["timeline_id"].as_str().unwrap());
     let body = json!({"ancestor_timeline_id": root_id, "new_timeline_id": branch["timeline_id"]});
     assert_eq!(api.post(&base, body).await.0, StatusCode::CONFLICT);
     assert_eq!(api.get(&base).await.1.as_array().unwrap().len(), 2);
 
     let (status, text) = message(api.post(&base, json!({"pg_version": 14})).await);
-    assert_eq!((status, text.as_str()), (400, "PostgreSQL 14 is not supported, only 15 is"));
+    assert_eq!(
+        (status, text.as_str()),
+        (400, "PostgreSQL 14 is not supported, only 15 is")
+    );
     let body = json!({"ancestor_timeline_id": root_id, "ancestor_start_lsn": "0/8"});
     let (status, text) = message(api.post(&base, body).await);
-    assert_eq!((status, text.contains("less than latest GC cutoff")), (500, true), "{text}");
+    assert_eq!(
+        (status, text.contains("less than latest GC cutoff")),
+        (500, true),
+        "{text}"
+    );
 
     let delete = async |uri: String| api.send(Method::DELETE, &uri, Value::Null).await;
     let (status, text) = message(delete(format!("{base}/{root_id}")).await);
@@ -114,7 +170,10 @@ async fn metrics_follow_the_timelines() {
     let timeline = api.0.timeline(1).await;
     let shown = async || {
         let request = Request::get("/metrics").body(Body::empty()).unwrap();
-        let response = router(Arc::clone(&api.0.server), "now").oneshot(request).await.unwrap();
+        let response = router(Arc::clone(&api.0.server), "now")
+            .oneshot(request)
+            .await
+            .unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let raw = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let text = String::from_utf8(raw.to_vec()).unwrap();

@@ -62,7 +62,10 @@ impl Client {
             _ => None,
         });
         let text = |value: &Option<Bytes>| String::from_utf8(value.as_ref().unwrap().to_vec()).unwrap();
-        row.unwrap_or_else(|| panic!("{messages:?}")).iter().map(text).collect()
+        row.unwrap_or_else(|| panic!("{messages:?}"))
+            .iter()
+            .map(text)
+            .collect()
     }
 
     async fn error(&mut self, text: String) -> String {
@@ -76,13 +79,21 @@ impl Client {
     async fn pagestream(test: &TestServer, timeline: &crate::timeline::Timeline) -> Self {
         let mut client = Client::connect(test).await;
         let id = test.id(timeline);
-        client.command(format!("pagestream {} {}", id.tenant_id, id.timeline_id)).await;
-        assert!(matches!(client.receive().await, BackendMessage::CopyBothResponse(_)));
+        client
+            .command(format!("pagestream {} {}", id.tenant_id, id.timeline_id))
+            .await;
+        assert!(matches!(
+            client.receive().await,
+            BackendMessage::CopyBothResponse(_)
+        ));
         client
     }
 
     fn put(&mut self, latest: bool, lsn: u64, query: Query) {
-        let at = RequestLsn { latest, lsn: Lsn(lsn) };
+        let at = RequestLsn {
+            latest,
+            lsn: Lsn(lsn),
+        };
         let request = Request { at, query };
         self.0.writer().put_copy_data(|out| request.encode(out));
     }
@@ -140,11 +151,18 @@ async fn the_lsn_decides_what_is_seen() {
     put(&timeline, Lsn(0x200), 0..1, |_| 77).await;
     let mut client = Client::pagestream(&test, &timeline).await;
     assert_eq!(client.ask(true, 0, page(0)).await, page_of(77));
-    assert_eq!(client.ask(true, START.0, page(0)).await, page_of(77), "a hint is no limit");
+    assert_eq!(
+        client.ask(true, START.0, page(0)).await,
+        page_of(77),
+        "a hint is no limit"
+    );
     assert_eq!(client.ask(false, 0x1f8, page(0)).await, page_of(0));
     assert_eq!(client.ask(false, 0x200, page(0)).await, page_of(77));
     let error = |text: &str| Response::Error(text.to_owned());
-    assert_eq!(client.ask(false, 0, page(0)).await, error("invalid LSN(0) in request"));
+    assert_eq!(
+        client.ask(false, 0, page(0)).await,
+        error("invalid LSN(0) in request")
+    );
     let below = client.ask(false, 8, page(0)).await;
     assert_eq!(
         below,
@@ -153,8 +171,15 @@ async fn the_lsn_decides_what_is_seen() {
     let Response::Error(text) = client.ask(true, 0x300, page(0)).await else {
         panic!("there is no WAL up to 0/300");
     };
-    assert!(text.starts_with("timed out after 200ms waiting for LSN 0/300"), "{text}");
-    assert_eq!(client.ask(true, 0, page(0)).await, page_of(77), "errors do not end the stream");
+    assert!(
+        text.starts_with("timed out after 200ms waiting for LSN 0/300"),
+        "{text}"
+    );
+    assert_eq!(
+        client.ask(true, 0, page(0)).await,
+        page_of(77),
+        "errors do not end the stream"
+    );
 }
 
 #[tokio::test]
@@ -173,11 +198,17 @@ async fn malformed_requests() {
     let test = TestServer::start().await;
     let timeline = test.timeline(1).await;
     let mut client = Client::pagestream(&test, &timeline).await;
-    client.0.writer().put_copy_data(|out| out.extend_from_slice(&[2, 1, 0]));
+    client
+        .0
+        .writer()
+        .put_copy_data(|out| out.extend_from_slice(&[2, 1, 0]));
     client.0.flush().await.unwrap();
     let text = "malformed request: GetPage message has 3 bytes instead of 27";
     assert_eq!(client.response().await, Response::Error(text.to_owned()));
-    client.0.writer().put_copy_data(|out| out.extend_from_slice(&[200]));
+    client
+        .0
+        .writer()
+        .put_copy_data(|out| out.extend_from_slice(&[200]));
     client.0.flush().await.unwrap();
     let BackendMessage::ErrorResponse(notice) = client.receive().await else {
         panic!("no error");
@@ -204,9 +235,15 @@ async fn small_commands() {
     put(&timeline, Lsn(0x200), 0..1, |_| 1).await;
     let (tenant, id) = (test.tenant.id, timeline.timeline_id);
     let mut client = Client::connect(&test).await;
-    assert_eq!(client.row(format!("get_last_record_rlsn {tenant} {id}")).await, ["0/100", "0/200"]);
+    assert_eq!(
+        client.row(format!("get_last_record_rlsn {tenant} {id}")).await,
+        ["0/100", "0/200"]
+    );
     let settings = client.row(format!("show {tenant}")).await;
-    assert_eq!((settings.len(), settings[5].as_str(), settings[6].as_str()), (9, "17", "300"));
+    assert_eq!(
+        (settings.len(), settings[5].as_str(), settings[6].as_str()),
+        (9, "17", "300")
+    );
     client.command("SET datestyle TO ISO".into()).await;
     let answer = client.until_ready().await;
     assert_eq!(answer, [BackendMessage::CommandComplete("SELECT 1".into())]);
@@ -219,9 +256,15 @@ async fn small_commands() {
         client.error(format!("show {id}")).await,
         format!("08006 Tenant {id} not found in the local state")
     );
-    assert_eq!(client.error("nonsense".into()).await, "XX000 unknown command nonsense");
+    assert_eq!(
+        client.error("nonsense".into()).await,
+        "XX000 unknown command nonsense"
+    );
     let error = client.error(format!("basebackup {tenant} {id} 0/900")).await;
-    assert!(error.contains("timed out after 200ms waiting for LSN 0/900"), "{error}");
+    assert!(
+        error.contains("timed out after 200ms waiting for LSN 0/900"),
+        "{error}"
+    );
     let error = client.error(format!("basebackup {tenant} {id} 0/8")).await;
     assert_eq!(
         error,

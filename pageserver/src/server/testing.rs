@@ -53,7 +53,11 @@ impl TestServer {
         let document = ConfigDocument::initial(directory.path(), &all).unwrap();
         let server = make(directory.path(), document).await;
         let id = TenantId::generate();
-        let tenant = server.tenants.create_tenant(id, Default::default()).await.unwrap();
+        let tenant = server
+            .tenants
+            .create_tenant(id, Default::default())
+            .await
+            .unwrap();
         TestServer {
             server,
             tenant,
