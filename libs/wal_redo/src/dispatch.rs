@@ -11,7 +11,7 @@ use utils::lsn::Lsn;
 use crate::change::{Change, Effect};
 use crate::fault::{Fault, PageName, RedoError, RmgrName};
 use crate::page::{Page, PageBuf};
-use crate::{brin, btree, generic, gin, gist, hash, heap, heap2, sequence, spgist};
+use crate::{brin, btree, generic, gin, gist, hash, heap, heap2, sequence, spgist, truncate};
 
 /// Which block of which relation fork a page is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
@@ -50,6 +50,9 @@ pub fn apply(page: &mut PageBuf, tag: &PageTag, lsn: Lsn, raw: &[u8]) -> Result<
         page: PageName::Block(*tag),
         fault: error.into(),
     })?;
+    if truncate::concerns(&record, tag) {
+        return truncate::redo(page, &record, tag).map_err(|fault| error(&record, *tag, lsn, fault));
+    }
     let block = record
         .blocks
         .iter()

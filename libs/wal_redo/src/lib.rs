@@ -15,7 +15,7 @@
 //!   is unspecified: throw it away.
 //!
 //! One module per resource manager; each knows its record bodies. Not here: locating records, WAL page
-//! headers, CRC, hint-bit masking (the check tool's), conflicts with standby queries, the free space map.
+//! headers, CRC, hint-bit masking (the check tool's), conflicts with standby queries, free space found in replay.
 
 mod brin;
 mod btree;
@@ -35,9 +35,11 @@ mod reconstruct;
 mod sequence;
 mod slru;
 mod spgist;
+pub mod truncate;
 pub mod visibility;
 
 pub use dispatch::{PageTag, apply, apply_to_blocks};
 pub use fault::{Fault, PageName, RedoError, RmgrName};
 pub use page::{PAGE_SIZE, PageBuf};
 pub use reconstruct::reconstruct;
+pub use slru::multixact_after;

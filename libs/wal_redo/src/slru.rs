@@ -2,6 +2,9 @@
 
 use pageserver_api::reltag::SlruKind;
 use pageserver_api::value::WalRecord;
+use postgres_ffi::v15::bodies::MultiXactCreate;
+use postgres_ffi::v15::record_ref::RecordRef;
+use postgres_ffi::v15::rmgr::{RM_MULTIXACT_ID, XLOG_MULTIXACT_CREATE_ID};
 
 use crate::fault::Fault;
 use crate::page::{PAGE_SIZE, PageBuf};
@@ -34,6 +37,12 @@ pub(crate) struct SlruPage {
     pub block: u32,
 }
 
+/// The multixact that follows one with `count` members at `offset`, and where its own members start. Number 0 is
+/// neither a multixact nor an offset.
+pub fn multixact_after(multi: u32, offset: u32, count: u32) -> (u32, u32) {
+    (multi.wrapping_add(1).max(1), offset.wrapping_add(count).max(1))
+}
+
 impl SlruPage {
     fn number(self) -> u32 {
         self.segno
@@ -54,6 +63,10 @@ impl SlruPage {
             }
             (SlruKind::MultiXactOffsets, WalRecord::MultixactOffsetCreate { multi, offset }) => {
                 self.set_offset(page, *multi, *offset)?;
+                Ok(None)
+            }
+            (SlruKind::MultiXactOffsets, WalRecord::Postgres { record, .. }) => {
+                self.create_multixact(page, record)?;
                 Ok(None)
             }
             (SlruKind::MultiXactMembers, WalRecord::MultixactMembersCreate { offset, members }) => {
@@ -83,6 +96,25 @@ impl SlruPage {
         }
         let at = (multi % OFFSETS_PER_PAGE) as usize * 4;
         page[at..at + 4].copy_from_slice(&offset.to_le_bytes());
+        Ok(())
+    }
+
+    /// Sets the offset of the multixact a record creates, and that of the next one, which is where its members end
+    /// (`RecordNewMultiXact`). Either may stand on another page.
+    fn create_multixact(self, page: &mut PageBuf, raw: &[u8]) -> Result<(), Fault> {
+        let record = RecordRef::parse(raw)?;
+        if (record.header.rmid, record.rmgr_info()) != (RM_MULTIXACT_ID, XLOG_MULTIXACT_CREATE_ID) {
+            return Err(Fault::Unknown);
+        }
+        let created = MultiXactCreate::parse(record.main_data)?;
+        let (next, end) = multixact_after(created.multi, created.offset, created.members.len() as u32);
+        let entries = [(created.multi, created.offset), (next, end)];
+        for (multi, offset) in entries
+            .into_iter()
+            .filter(|(multi, _)| multi / OFFSETS_PER_PAGE == self.number())
+        {
+            self.set_offset(page, multi, offset)?;
+        }
         Ok(())
     }
 

@@ -22,12 +22,15 @@ use postgres_ffi::c_struct::CStruct;
 use postgres_ffi::v15::checkpoint::CheckPoint;
 use postgres_ffi::v15::control_file::{ControlFile, ControlFileError};
 use postgres_ffi::v15::encode::{WalIdentity, shutdown_checkpoint};
+use postgres_ffi::v15::relfile::{RELSEG_SIZE, TABLESPACE_VERSION_DIRECTORY, database_directory};
+use postgres_ffi::v15::slru::segment_name;
+use postgres_ffi::v15::xact::{twophase_file, twophase_path};
 use postgres_ffi::v15::{BLCKSZ, WAL_SEGMENT_SIZE};
 use tokio::io::AsyncWrite;
 use utils::lsn::Lsn;
 
 use self::tar::TarWriter;
-use crate::import::path::{SEGMENT_BLOCKS, wal_segment_name};
+use crate::import::path::wal_segment_name;
 use crate::pgdatadir::{self, DEFAULT_TABLESPACE, DataError, DbId, GLOBAL_TABLESPACE};
 use crate::timeline::store::ReadStore;
 
@@ -35,8 +38,6 @@ use crate::timeline::store::ReadStore;
 const PAGES_PER_READ: u32 = 128;
 /// Major version, the whole contents of `PG_VERSION`.
 const PG_VERSION: &[u8] = b"15";
-/// Directory of our databases in a tablespace: major version and catalog version of PostgreSQL 15.
-const TABLESPACE_VERSION_DIRECTORY: &str = "PG_15_202209061";
 
 /// Which relations the archive has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -121,7 +122,7 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
         let lsn = self.spec.lsn;
         for segno in pgdatadir::slru_segments(self.store, kind, lsn).await?.numbers {
             let blocks = pgdatadir::slru_segment_size(self.store, kind, segno, lsn).await?;
-            let path = format!("{}/{segno:04X}", kind.directory());
+            let path = format!("{}/{}", kind.directory(), segment_name(segno));
             self.tar
                 .begin_file(&path, u64::from(blocks) * BLCKSZ as u64)
                 .await?;
@@ -147,7 +148,7 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
     }
 
     async fn database(&mut self, db: DbId, has_relmap: bool) -> Result<(), BackupError> {
-        let directory = database_directory(db);
+        let directory = database_directory(db.spcnode, db.dbnode);
         if db.spcnode == GLOBAL_TABLESPACE {
             self.tar.file("PG_VERSION", PG_VERSION).await?;
         } else {
@@ -221,8 +222,8 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
         if size == 0 {
             return Ok(self.tar.file(path, b"").await?);
         }
-        for (segment, start) in (0..size).step_by(SEGMENT_BLOCKS as usize).enumerate() {
-            let end = size.min(start.saturating_add(SEGMENT_BLOCKS));
+        for (segment, start) in (0..size).step_by(RELSEG_SIZE as usize).enumerate() {
+            let end = size.min(start.saturating_add(RELSEG_SIZE));
             let path = if segment == 0 {
                 path.to_owned()
             } else {
@@ -244,10 +245,8 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
     async fn prepared_transactions(&mut self) -> Result<(), BackupError> {
         let lsn = self.spec.lsn;
         for xid in pgdatadir::twophase_xids(self.store, lsn).await?.numbers {
-            let mut state = pgdatadir::twophase_file(self.store, xid, lsn).await?.to_vec();
-            let crc = crc32c::crc32c(&state);
-            state.extend_from_slice(&crc.to_le_bytes());
-            self.tar.file(&format!("pg_twophase/{xid:08X}"), &state).await?;
+            let state = pgdatadir::twophase_file(self.store, xid, lsn).await?;
+            self.tar.file(&twophase_path(xid), &twophase_file(&state)).await?;
         }
         Ok(())
     }
@@ -287,13 +286,4 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
 
 fn tablespace_directory(spcnode: u32) -> String {
     format!("pg_tblspc/{spcnode}/{TABLESPACE_VERSION_DIRECTORY}")
-}
-
-/// Where the files of a database are, relative to the data directory.
-fn database_directory(db: DbId) -> String {
-    match db.spcnode {
-        GLOBAL_TABLESPACE => "global".to_owned(),
-        DEFAULT_TABLESPACE => format!("base/{}", db.dbnode),
-        spcnode => format!("{}/{}", tablespace_directory(spcnode), db.dbnode),
-    }
 }

@@ -8,11 +8,14 @@ use pageserver_api::reltag::{RelTag, SlruKind};
 use postgres_ffi::c_struct::CStruct;
 use postgres_ffi::v15::BLCKSZ;
 use postgres_ffi::v15::control_file::{ControlFile, ControlFileError};
+use postgres_ffi::v15::relfile::RELSEG_SIZE;
+use postgres_ffi::v15::slru::SLRU_PAGES_PER_SEGMENT;
 use postgres_ffi::v15::stream::StreamError;
+use postgres_ffi::v15::xact::twophase_contents;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use utils::lsn::{Lsn, RecordLsn};
 
-use super::path::{ClusterFile, SEGMENT_BLOCKS};
+use super::path::ClusterFile;
 use crate::ingest::{RELMAP_LEN, WriteError, WriteStore};
 use crate::pgdatadir::cache::MetadataCache;
 use crate::pgdatadir::modification::Modification;
@@ -23,8 +26,6 @@ use crate::timeline::store::WriteBatch;
 const BATCH_VALUES: usize = 512;
 /// Longest file that is read whole, in bytes: maps, states of prepared transactions, the control file.
 const SMALL_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Blocks of an SLRU segment file.
-const SLRU_SEGMENT_BLOCKS: u64 = 32;
 
 /// Why a cluster cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -158,12 +159,7 @@ impl<W: WriteStore> ClusterImport<W> {
         Ok(())
     }
 
-    async fn small_file(
-        &mut self,
-        path: &str,
-        file: ClusterFile,
-        mut raw: Vec<u8>,
-    ) -> Result<(), ImportError> {
+    async fn small_file(&mut self, path: &str, file: ClusterFile, raw: Vec<u8>) -> Result<(), ImportError> {
         let bad = |reason: &str| ImportError::BadFile {
             path: path.to_owned(),
             reason: reason.to_owned(),
@@ -174,12 +170,8 @@ impl<W: WriteStore> ClusterImport<W> {
             ClusterFile::RelMap(db) if raw.len() == RELMAP_LEN => m.put_relmap(db, raw.into()).await?,
             ClusterFile::RelMap(_) => return Err(bad("a relation map has 512 bytes")),
             ClusterFile::TwoPhase(xid) => {
-                let body = raw.len().checked_sub(4).ok_or_else(|| bad("it is too short"))?;
-                let crc = raw.split_off(body);
-                if crc != crc32c::crc32c(&raw).to_le_bytes() {
-                    return Err(bad("its checksum is wrong"));
-                }
-                m.put_twophase(xid, raw.into()).await?;
+                let state = twophase_contents(&raw).ok_or_else(|| bad("its checksum is wrong"))?;
+                m.put_twophase(xid, Bytes::copy_from_slice(state)).await?;
             }
             ClusterFile::Signal => {
                 let text = String::from_utf8_lossy(&raw);
@@ -205,8 +197,8 @@ impl<W: WriteStore> ClusterImport<W> {
         len: u64,
         contents: &mut (impl AsyncRead + Unpin + Send),
     ) -> Result<(), ImportError> {
-        let blocks = blocks_of(path, len, u64::from(SEGMENT_BLOCKS))?;
-        let first = segment * SEGMENT_BLOCKS;
+        let blocks = blocks_of(path, len, u64::from(RELSEG_SIZE))?;
+        let first = segment * RELSEG_SIZE;
         let mut m = self.begin();
         m.create_database(DbId {
             spcnode: rel.spcnode,
@@ -235,7 +227,7 @@ impl<W: WriteStore> ClusterImport<W> {
         len: u64,
         contents: &mut (impl AsyncRead + Unpin + Send),
     ) -> Result<(), ImportError> {
-        let blocks = blocks_of(path, len, SLRU_SEGMENT_BLOCKS)?;
+        let blocks = blocks_of(path, len, u64::from(SLRU_PAGES_PER_SEGMENT))?;
         let mut m = self.begin();
         m.extend_slru(kind, segno, blocks, |_| true).await?;
         for block in 0..blocks {

@@ -3,16 +3,20 @@
 use pageserver_api::reltag::{Fork, RelTag, SlruKind};
 
 use postgres_ffi::v15::WAL_SEGMENT_SIZE;
+use postgres_ffi::v15::encode::PG_TIMELINE;
+use postgres_ffi::v15::relfile::{RELSEG_SIZE, RelFileName};
+use postgres_ffi::v15::slru::parse_segment_name;
+use postgres_ffi::v15::wal_file::SegmentName;
 
 use crate::pgdatadir::{DEFAULT_TABLESPACE, DbId, GLOBAL_TABLESPACE};
 
-/// Blocks of a relation per segment file (`RELSEG_SIZE`): 1 GiB.
-pub const SEGMENT_BLOCKS: u32 = 131_072;
-
 /// File name of a WAL segment of timeline 1.
 pub fn wal_segment_name(number: u64) -> String {
-    let per_id = (1u64 << 32) / WAL_SEGMENT_SIZE as u64;
-    format!("{:08X}{:08X}{:08X}", 1, number / per_id, number % per_id)
+    SegmentName {
+        timeline: PG_TIMELINE,
+        segment: number,
+    }
+    .file_name(WAL_SEGMENT_SIZE)
 }
 
 /// A file of a data directory.
@@ -67,7 +71,7 @@ impl ClusterFile {
             ["pg_xact", name] => Self::slru(SlruKind::Clog, name),
             ["pg_multixact", "offsets", name] => Self::slru(SlruKind::MultiXactOffsets, name),
             ["pg_multixact", "members", name] => Self::slru(SlruKind::MultiXactMembers, name),
-            ["pg_twophase", name] => hex(name).map_or(ClusterFile::Other, ClusterFile::TwoPhase),
+            ["pg_twophase", name] => xid(name).map_or(ClusterFile::Other, ClusterFile::TwoPhase),
             ["zenith.signal" | "neon.signal"] => ClusterFile::Signal,
             ["pg_tblspc", _, ..] => ClusterFile::Tablespace,
             _ => ClusterFile::Other,
@@ -82,40 +86,32 @@ impl ClusterFile {
     }
 
     fn slru(kind: SlruKind, name: &str) -> Self {
-        hex(name).map_or(ClusterFile::Other, |segno| ClusterFile::Slru(kind, segno))
+        parse_segment_name(name).map_or(ClusterFile::Other, |segno| ClusterFile::Slru(kind, segno))
     }
 }
 
-fn hex(name: &str) -> Option<u32> {
-    let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+/// Name of a prepared transaction's state file.
+fn xid(name: &str) -> Option<u32> {
+    let plain = name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     plain.then(|| u32::from_str_radix(name, 16).ok()).flatten()
-}
-
-/// A decimal number as PostgreSQL writes it.
-fn decimal(text: &str) -> Option<u32> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
-    plain.then(|| text.parse().ok()).flatten()
 }
 
 /// `16384`, `16384_vm`, `16384.1`, `16384_fsm.2`; not `t3_16384`, which is temporary.
 fn relation(db: DbId, name: &str) -> Option<ClusterFile> {
-    let (name, segment) = match name.split_once('.') {
-        Some((name, segment)) => (name, decimal(segment)?),
-        None => (name, 0),
-    };
-    let fork = Fork::ALL
-        .into_iter()
-        .rev()
-        .find(|fork| name.ends_with(fork.file_suffix()))?;
-    let relnode = decimal(name.strip_suffix(fork.file_suffix())?)?;
+    let RelFileName {
+        relnode,
+        forknum,
+        segment,
+    } = RelFileName::parse(name)?;
+    let fork = Fork::try_from(forknum).ok()?;
     let rel = RelTag {
         spcnode: db.spcnode,
         dbnode: db.dbnode,
         relnode,
         fork,
     };
-    segment.checked_mul(SEGMENT_BLOCKS)?;
-    Some(ClusterFile::Relation { rel, segment })
+    let fits = segment.checked_add(1)?.checked_mul(RELSEG_SIZE).is_some();
+    (relnode != 0 && fits).then_some(ClusterFile::Relation { rel, segment })
 }
 
 #[cfg(test)]

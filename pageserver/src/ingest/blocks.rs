@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use pageserver_api::reltag::{Fork, RelTag};
 use pageserver_api::value::WalRecord;
-use postgres_ffi::v15::record::{Block, BlockImage};
-use postgres_ffi::v15::{BLCKSZ, image, page};
+use postgres_ffi::v15::BLCKSZ;
+use postgres_ffi::v15::record_ref::BlockRef;
 use tracing::debug;
-use utils::lsn::Lsn;
+use wal_redo::PageTag;
 
 use super::{Context, IngestFault};
 use crate::pgdatadir::modification::Modification;
@@ -29,8 +29,8 @@ pub(super) async fn ingest<S: ReadStore>(
                 .await?;
         }
         match image {
-            Some(image) if cx.raw.len() > RECORD_WITH_IMAGE_BYTES_MAX => {
-                m.put_page(rel, block.blkno, restore(image, m.lsn())?);
+            Some(_) if cx.raw.len() > RECORD_WITH_IMAGE_BYTES_MAX => {
+                m.put_page(rel, block.blkno, restore(m, cx, block)?);
             }
             Some(_) => put_record(m, cx, rel, block.blkno, true),
             None if block.will_init => put_record(m, cx, rel, block.blkno, true),
@@ -41,7 +41,7 @@ pub(super) async fn ingest<S: ReadStore>(
 }
 
 /// The relation fork a block reference names.
-pub(super) fn block_rel(block: &Block) -> Result<RelTag, IngestFault> {
+pub(super) fn block_rel(block: &BlockRef<'_>) -> Result<RelTag, IngestFault> {
     Ok(RelTag {
         spcnode: block.spcnode,
         dbnode: block.dbnode,
@@ -59,11 +59,11 @@ fn end_of(block: u32) -> Result<u32, IngestFault> {
 }
 
 /// Whether the record makes block `number` of the relation that `like` is in.
-fn is_made(blocks: &[Block], like: &Block, number: u32) -> bool {
-    let same_rel = |b: &Block| {
+fn is_made(blocks: &[BlockRef<'_>], like: &BlockRef<'_>, number: u32) -> bool {
+    let same_rel = |b: &BlockRef<'_>| {
         (b.spcnode, b.dbnode, b.relnode, b.forknum) == (like.spcnode, like.dbnode, like.relnode, like.forknum)
     };
-    let made = |b: &Block| b.will_init || b.image.as_ref().is_some_and(|image| image.apply);
+    let made = |b: &BlockRef<'_>| b.will_init || b.image.as_ref().is_some_and(|image| image.apply);
     number == like.blkno || blocks.iter().any(|b| b.blkno == number && same_rel(b) && made(b))
 }
 
@@ -105,12 +105,13 @@ fn put_record<S: ReadStore>(
     );
 }
 
-/// The page a full-page image stands for, with the LSN redo gives it. A page of zeros has none.
-fn restore(image: &BlockImage, lsn: Lsn) -> Result<Bytes, IngestFault> {
-    let mut restored = Box::new([0; BLCKSZ]);
-    image::restore(image, &mut restored).map_err(IngestFault::malformed)?;
-    if !page::is_new(&restored) {
-        page::set_lsn(&mut restored, lsn);
-    }
-    Ok(Bytes::from_owner(restored as Box<[u8]>))
+/// The page after the record, which has a full-page image of it. Records of a few kinds change the image, too.
+fn restore<S: ReadStore>(
+    m: &Modification<'_, S>,
+    cx: &Context<'_>,
+    block: &BlockRef<'_>,
+) -> Result<Bytes, IngestFault> {
+    let mut page = Box::new([0; BLCKSZ]);
+    wal_redo::apply(&mut page, &PageTag::from(block), m.lsn(), cx.raw).map_err(IngestFault::malformed)?;
+    Ok(Bytes::from_owner(page as Box<[u8]>))
 }

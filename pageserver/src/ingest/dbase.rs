@@ -1,8 +1,11 @@
 //! Databases: creation by both strategies, drop, and relation maps; tablespaces.
 
 use pageserver_api::reltag::RelTag;
-use postgres_ffi::cursor::{Cursor, Truncated};
-use postgres_ffi::v15::record::DecodedRecord;
+use postgres_ffi::c_struct::CStruct;
+use postgres_ffi::v15::bodies::{
+    DbaseCreateFileCopy, DbaseCreateWalLog, DbaseDrop, RelMapUpdate, TablespaceCreate, TablespaceDrop,
+};
+use postgres_ffi::v15::record_ref::RecordRef;
 use postgres_ffi::v15::rmgr;
 use utils::lsn::Lsn;
 
@@ -16,28 +19,27 @@ pub(crate) const RELMAP_LEN: usize = 512;
 /// Pages read and put at a time when a database is copied.
 const COPY_PAGES: u32 = 256;
 
-/// A database as records name it: its OID, then its tablespace's.
-fn read_db(body: &mut Cursor<'_>) -> Result<DbId, Truncated> {
-    let dbnode = body.u32()?;
-    Ok(DbId {
-        spcnode: body.u32()?,
-        dbnode,
-    })
-}
-
 pub(super) async fn ingest<S: ReadStore>(
     m: &mut Modification<'_, S>,
     cx: &Context<'_>,
 ) -> Result<(), IngestFault> {
-    let mut body = Cursor::new(&cx.record.main_data);
     match cx.record.rmgr_info() {
         rmgr::XLOG_DBASE_CREATE_WAL_LOG => {
-            m.create_database(read_db(&mut body).map_err(IngestFault::malformed)?)
-                .await?;
+            let created = DbaseCreateWalLog::decode(cx.record.main_data)?;
+            m.create_database(DbId {
+                spcnode: created.tablespace,
+                dbnode: created.database,
+            })
+            .await?;
         }
         rmgr::XLOG_DBASE_DROP => {
-            for db in dropped(&mut body).map_err(IngestFault::malformed)? {
-                m.drop_database(db).await?;
+            let dropped = DbaseDrop::parse(cx.record.main_data)?;
+            for spcnode in dropped.tablespaces {
+                m.drop_database(DbId {
+                    spcnode,
+                    dbnode: dropped.database,
+                })
+                .await?;
             }
         }
         _ => {}
@@ -45,56 +47,44 @@ pub(super) async fn ingest<S: ReadStore>(
     Ok(())
 }
 
-/// `xl_dbase_drop_rec`: the database in each of its tablespaces.
-fn dropped(body: &mut Cursor<'_>) -> Result<Vec<DbId>, Truncated> {
-    let dbnode = body.u32()?;
-    let count = body.u32()? as usize;
-    let spcnodes = body.u32s(count)?;
-    Ok(spcnodes
-        .into_iter()
-        .map(|spcnode| DbId { spcnode, dbnode })
-        .collect())
-}
-
 /// Tablespaces are in the database directory as their database 0, so that one without databases is known, too.
 pub(super) async fn ingest_tablespace<S: ReadStore>(
     m: &mut Modification<'_, S>,
     cx: &Context<'_>,
 ) -> Result<(), IngestFault> {
-    let spcnode = Cursor::new(&cx.record.main_data)
-        .u32()
-        .map_err(IngestFault::malformed)?;
-    let tablespace = DbId { spcnode, dbnode: 0 };
+    let tablespace = |spcnode| DbId { spcnode, dbnode: 0 };
+    let raw = cx.record.main_data;
     match cx.record.rmgr_info() {
-        rmgr::XLOG_TBLSPC_CREATE => m.create_database(tablespace).await?,
-        rmgr::XLOG_TBLSPC_DROP => m.drop_database(tablespace).await?,
+        rmgr::XLOG_TBLSPC_CREATE => {
+            m.create_database(tablespace(TablespaceCreate::parse(raw)?.tablespace))
+                .await?;
+        }
+        rmgr::XLOG_TBLSPC_DROP => {
+            m.drop_database(tablespace(TablespaceDrop::decode(raw)?.tablespace))
+                .await?;
+        }
         _ => {}
     }
     Ok(())
 }
 
-/// `xl_relmap_update`: database, tablespace, length, contents.
+/// A new relation map.
 pub(super) async fn ingest_relmap<S: ReadStore>(
     m: &mut Modification<'_, S>,
     cx: &Context<'_>,
 ) -> Result<(), IngestFault> {
-    let mut body = Cursor::new(&cx.record.main_data);
-    let db = read_db(&mut body).map_err(IngestFault::malformed)?;
-    let len = body.u32().map_err(IngestFault::malformed)? as usize;
-    if len != RELMAP_LEN || body.left() < RELMAP_LEN {
+    let update = RelMapUpdate::parse(cx.record.main_data)?;
+    if update.file.len() != RELMAP_LEN {
         return Err(IngestFault::malformed(format!(
-            "relation map of {len} bytes, {} are there",
-            body.left()
+            "relation map of {} bytes",
+            update.file.len()
         )));
     }
-    let map = cx.record.main_data.slice_ref(&body.rest()[..RELMAP_LEN]);
-    Ok(m.put_relmap(db, map).await?)
-}
-
-/// `xl_dbase_create_file_copy_rec`: the new database, then its template.
-fn copied(raw: &[u8]) -> Result<(DbId, DbId), Truncated> {
-    let mut body = Cursor::new(raw);
-    Ok((read_db(&mut body)?, read_db(&mut body)?))
+    let db = DbId {
+        spcnode: update.tablespace,
+        dbnode: update.database,
+    };
+    Ok(m.put_relmap(db, cx.raw.slice_ref(update.file)).await?)
 }
 
 impl<W: WriteStore> WalIngest<W> {
@@ -103,9 +93,17 @@ impl<W: WriteStore> WalIngest<W> {
     pub(super) async fn copy_database(
         &mut self,
         lsn: Lsn,
-        record: &DecodedRecord,
+        record: &RecordRef<'_>,
     ) -> Result<(), IngestFault> {
-        let (to, from) = copied(&record.main_data).map_err(IngestFault::malformed)?;
+        let copied = DbaseCreateFileCopy::decode(record.main_data)?;
+        let to = DbId {
+            spcnode: copied.tablespace,
+            dbnode: copied.database,
+        };
+        let from = DbId {
+            spcnode: copied.source_tablespace,
+            dbnode: copied.source_database,
+        };
         let mut m = Modification::new(self.writer.reader(), &mut self.cache, &mut self.batch, lsn);
         m.drop_database(to).await?;
         match pgdatadir::relmap(self.writer.reader(), from, lsn).await? {

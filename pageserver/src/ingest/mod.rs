@@ -28,8 +28,9 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use postgres_ffi::v15::decode::{DecodeError, decode_record};
-use postgres_ffi::v15::record::DecodedRecord;
+use postgres_ffi::cursor::Truncated;
+use postgres_ffi::v15::decode::DecodeError;
+use postgres_ffi::v15::record_ref::RecordRef;
 use postgres_ffi::v15::rmgr;
 use utils::lsn::{Lsn, RecordLsn};
 
@@ -134,6 +135,12 @@ pub enum IngestFault {
     Write(#[source] WriteError),
 }
 
+impl From<Truncated> for IngestFault {
+    fn from(truncated: Truncated) -> Self {
+        IngestFault::malformed(truncated)
+    }
+}
+
 impl IngestFault {
     fn malformed(reason: impl ToString) -> Self {
         IngestFault::Malformed(reason.to_string())
@@ -142,7 +149,7 @@ impl IngestFault {
 
 /// What a handler needs to know of the record at hand.
 struct Context<'r> {
-    record: &'r DecodedRecord,
+    record: RecordRef<'r>,
     /// The record as it stands in the WAL.
     raw: &'r Bytes,
 }
@@ -202,17 +209,14 @@ impl<W: WriteStore> WalIngest<W> {
                 cause,
             }
         };
-        let record = decode_record(raw.clone()).map_err(|e| fault("?".to_owned())(e.into()))?;
-        let done = self.ingest_decoded(lsn, &record, &raw).await;
-        done.map_err(|cause| fault(record_name(&record))(cause))
+        let record = RecordRef::parse(&raw).map_err(|e| fault("?".to_owned())(e.into()))?;
+        let cx = Context { record, raw: &raw };
+        let done = self.ingest_decoded(lsn, &cx).await;
+        done.map_err(|cause| fault(record_name(&cx.record))(cause))
     }
 
-    async fn ingest_decoded(
-        &mut self,
-        lsn: RecordLsn,
-        record: &DecodedRecord,
-        raw: &Bytes,
-    ) -> Result<(), IngestFault> {
+    async fn ingest_decoded(&mut self, lsn: RecordLsn, cx: &Context<'_>) -> Result<(), IngestFault> {
+        let record = &cx.record;
         let rmid = record.header.rmid;
         if rmid == rmgr::RM_DBASE_ID && record.rmgr_info() == rmgr::XLOG_DBASE_CREATE_FILE_COPY {
             // The copy is read from the store, which must have all of it.
@@ -221,29 +225,28 @@ impl<W: WriteStore> WalIngest<W> {
         }
         let store = self.writer.reader();
         let mut m = Modification::new(store, &mut self.cache, &mut self.batch, lsn.last);
-        let cx = Context { record, raw };
         self.counters.advance_past_xid(record.header.xid);
         match rmid {
-            rmgr::RM_XLOG_ID => xlog::ingest(&mut m, &mut self.counters, &cx).await?,
-            rmgr::RM_XACT_ID => xact::ingest(&mut m, &mut self.counters, &cx).await?,
-            rmgr::RM_SMGR_ID => smgr::ingest(&mut m, &cx).await?,
-            rmgr::RM_CLOG_ID => clog::ingest(&mut m, &mut self.counters, &cx).await?,
-            rmgr::RM_DBASE_ID => dbase::ingest(&mut m, &cx).await?,
-            rmgr::RM_TBLSPC_ID => dbase::ingest_tablespace(&mut m, &cx).await?,
-            rmgr::RM_MULTIXACT_ID => multixact::ingest(&mut m, &mut self.counters, &cx).await?,
-            rmgr::RM_RELMAP_ID => dbase::ingest_relmap(&mut m, &cx).await?,
-            rmgr::RM_STANDBY_ID => xlog::ingest_standby(&mut self.counters, &cx)?,
-            rmgr::RM_HEAP_ID | rmgr::RM_HEAP2_ID => visibility::ingest(&mut m, &cx).await?,
+            rmgr::RM_XLOG_ID => xlog::ingest(&mut m, &mut self.counters, cx).await?,
+            rmgr::RM_XACT_ID => xact::ingest(&mut m, &mut self.counters, cx).await?,
+            rmgr::RM_SMGR_ID => smgr::ingest(&mut m, cx).await?,
+            rmgr::RM_CLOG_ID => clog::ingest(&mut m, &mut self.counters, cx).await?,
+            rmgr::RM_DBASE_ID => dbase::ingest(&mut m, cx).await?,
+            rmgr::RM_TBLSPC_ID => dbase::ingest_tablespace(&mut m, cx).await?,
+            rmgr::RM_MULTIXACT_ID => multixact::ingest(&mut m, &mut self.counters, cx).await?,
+            rmgr::RM_RELMAP_ID => dbase::ingest_relmap(&mut m, cx).await?,
+            rmgr::RM_STANDBY_ID => xlog::ingest_standby(&mut self.counters, cx)?,
+            rmgr::RM_HEAP_ID | rmgr::RM_HEAP2_ID => visibility::ingest(&mut m, cx).await?,
             _ => {}
         }
         check_known(record)?;
-        blocks::ingest(&mut m, &cx).await?;
+        blocks::ingest(&mut m, cx).await?;
         if let Some(checkpoint) = self.counters.take_changed() {
             m.put_checkpoint(checkpoint);
         }
         m.finish();
         self.at = lsn;
-        self.batch_wal_bytes += raw.len();
+        self.batch_wal_bytes += cx.raw.len();
         if self.batch_wal_bytes >= BATCH_WAL_BYTES_MAX || self.batch.values.len() >= BATCH_VALUES_MAX {
             self.commit().await.map_err(IngestFault::Write)?;
         }
@@ -271,7 +274,7 @@ impl<W: WriteStore> WalIngest<W> {
 }
 
 /// `Heap/INSERT+INIT`, or numbers where there is no name.
-fn record_name(record: &DecodedRecord) -> String {
+fn record_name(record: &RecordRef<'_>) -> String {
     let rmid = record.header.rmid;
     let manager = rmgr::rmgr_name(rmid).map_or_else(|| format!("rmgr {rmid}"), str::to_owned);
     match rmgr::record_name(rmid, record.header.info) {
@@ -281,7 +284,7 @@ fn record_name(record: &DecodedRecord) -> String {
 }
 
 /// Refuses a record that no resource manager of this version writes.
-fn check_known(record: &DecodedRecord) -> Result<(), IngestFault> {
+fn check_known(record: &RecordRef<'_>) -> Result<(), IngestFault> {
     let (rmid, info) = (record.header.rmid, record.header.info);
     if rmgr::record_name(rmid, info) == "UNKNOWN" {
         return Err(IngestFault::Unknown { rmid, info });

@@ -26,7 +26,7 @@ use postgres_ffi::v15::checkpoint::CheckPoint;
 use postgres_ffi::v15::stream::WalStreamDecoder;
 use utils::lsn::{Lsn, RecordLsn};
 
-use self::compare::{AccessMethods, Report, compare};
+use self::compare::{Catalog, Report, compare};
 use self::server::Server;
 
 const WORKLOAD: &str = include_str!("workload.sql");
@@ -45,6 +45,9 @@ WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisvalid;
 SELECT count(*) FROM pg_class c, LATERAL pg_check_visible(c.oid) WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p';
 SELECT count(*) FROM pg_class c, LATERAL pg_check_frozen(c.oid) WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p';
 ";
+
+/// Databases that the workloads make with strategy wal_log.
+const COPIED_BY_LOG: [&str; 2] = ["by_log", "second"];
 
 fn template(workdir: &Path) -> ClusterTemplate {
     let initdb = Initdb {
@@ -67,21 +70,28 @@ async fn full_backup(store: &MemoryStore, at: RecordLsn) -> Vec<u8> {
 }
 
 /// Access methods of all relations of all databases.
-fn access_methods(server: &Server) -> AccessMethods {
-    let mut methods = AccessMethods::new();
-    let databases = server.psql("postgres", "SELECT datname FROM pg_database WHERE datallowconn");
-    for database in databases.lines() {
+fn catalog(server: &Server) -> Catalog {
+    let mut catalog = Catalog::default();
+    let databases = server.psql(
+        "postgres",
+        "SELECT oid || ' ' || datname FROM pg_database WHERE datallowconn",
+    );
+    for line in databases.lines() {
+        let (oid, database) = line.split_once(' ').unwrap();
+        if COPIED_BY_LOG.contains(&database) {
+            catalog.copied_by_log.insert(oid.parse().unwrap());
+        }
         let found = server.psql(
             database,
             "SELECT pg_relation_filepath(c.oid) || ' ' || coalesce(a.amname, c.relkind::text)
              FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam WHERE pg_relation_filepath(c.oid) IS NOT NULL",
         );
-        methods.extend(found.lines().map(|line| {
+        catalog.methods.extend(found.lines().map(|line| {
             let (path, method) = line.split_once(' ').unwrap();
             (path.to_owned(), method.to_owned())
         }));
     }
-    methods
+    catalog
 }
 
 /// Ingests the WAL of a stopped server; before its last record, the shutdown checkpoint, compares the counters.
@@ -149,10 +159,10 @@ async fn round(
 ) -> (RecordLsn, Option<Moment>, Report) {
     server.start();
     let moment = run(server);
-    let methods = access_methods(server);
+    let catalog = catalog(server);
     server.stop();
     let at = ingest(server, store, from).await;
-    let report = compare(&server.pgdata(), store, at.last, &methods).await;
+    let report = compare(&server.pgdata(), store, at.last, &catalog).await;
     (at, moment, report)
 }
 

@@ -33,6 +33,9 @@ pub fn mask(page: &mut Page, access_method: &str, block: u32) {
     page::set_flags(page, page::flags(page) & PD_ALL_VISIBLE);
     page::set_prune_xid(page, 0);
     match access_method {
+        // Of a prepared transaction's relations the catalogs tell nothing. Here, those are heaps and btrees.
+        "?" if usize::from(page::special_offset(page)) == BLCKSZ => mask(page, "heap", block),
+        "?" => mask(page, "btree", block),
         "heap" | "t" | "m" => {
             mask_unused(page);
             mask_heap(page, block);
