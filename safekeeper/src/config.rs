@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use broker::BrokerConfig;
 use utils::auth::JwtAuth;
+use utils::crashsafe::{TEMP_SUFFIX, with_suffix};
 use utils::id::NodeId;
 
 use crate::Sync;
@@ -48,6 +49,11 @@ impl Config {
     /// Directory of a timeline.
     pub fn timeline_dir(&self, id: utils::id::TenantTimelineId) -> PathBuf {
         self.tenant_dir(id.tenant_id).join(id.timeline_id.to_string())
+    }
+
+    /// Where a timeline's directory is made before it gets its name.
+    pub fn timeline_temp_dir(&self, id: utils::id::TenantTimelineId) -> PathBuf {
+        with_suffix(&self.timeline_dir(id), TEMP_SUFFIX)
     }
 
     /// Directory of a tenant.

@@ -33,6 +33,9 @@ pub enum GetTimelineError {
     /// It was deleted since the start.
     #[error("Timeline {0} was cancelled and cannot be used anymore")]
     Cancelled(TenantTimelineId),
+    /// It is not here yet.
+    #[error("Timeline {0} is being copied from another safekeeper")]
+    Arriving(TenantTimelineId),
     /// It could not be loaded.
     #[error("Timeline {id} could not be loaded: {reason}")]
     Broken {
@@ -66,6 +69,9 @@ pub enum CreateTimelineError {
         /// Asked for.
         local_start_lsn: Lsn,
     },
+    /// There is one of this name.
+    #[error("Timeline {0} already exists")]
+    Exists(TenantTimelineId),
     /// Its directory is there, though nothing was loaded from it.
     #[error("Timeline {0} exists on disk, but wasn't loaded on startup")]
     OnDisk(TenantTimelineId),
@@ -75,6 +81,17 @@ pub enum CreateTimelineError {
     /// The control file could not be written.
     #[error(transparent)]
     ControlFile(#[from] ControlFileError),
+}
+
+/// A timeline cannot be deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteTimelineError {
+    /// It is not here yet.
+    #[error("Timeline {0} is being copied from another safekeeper")]
+    Arriving(TenantTimelineId),
+    /// Its files cannot be removed.
+    #[error(transparent)]
+    Crashsafe(#[from] CrashsafeError),
 }
 
 /// What a new timeline is made with.
@@ -93,8 +110,12 @@ pub struct NewTimeline {
 #[derive(Debug, Clone)]
 enum Entry {
     Live(Arc<Timeline>),
-    Broken { reason: String },
+    Broken {
+        reason: String,
+    },
     Deleted,
+    /// It is being copied from another safekeeper.
+    Arriving,
 }
 
 /// See the module's head.
@@ -151,6 +172,7 @@ impl TimelineMap {
         match self.entries.read().get(&id) {
             None => Err(GetTimelineError::NotFound(id)),
             Some(Entry::Live(timeline)) => Ok(Arc::clone(timeline)),
+            Some(Entry::Arriving) => Err(GetTimelineError::Arriving(id)),
             Some(Entry::Deleted) => Err(GetTimelineError::Cancelled(id)),
             Some(Entry::Broken { reason }) => Err(GetTimelineError::Broken {
                 id,
@@ -211,14 +233,36 @@ impl TimelineMap {
         Ok(timeline)
     }
 
+    /// Keeps the name `id` for a timeline that is being copied to its temporary directory.
+    ///
+    /// # Errors
+    /// There is, or was, a timeline of this name.
+    pub async fn reserve(&self, id: TenantTimelineId) -> Result<Reservation<'_>, CreateTimelineError> {
+        let _changes = self.changes.lock().await;
+        match self.get(id) {
+            Err(GetTimelineError::NotFound(_)) if self.conf.timeline_dir(id).exists() => {
+                Err(CreateTimelineError::OnDisk(id))
+            }
+            Err(GetTimelineError::NotFound(_)) => {
+                self.entries.write().insert(id, Entry::Arriving);
+                Ok(Reservation { map: self, id })
+            }
+            Ok(_) => Err(CreateTimelineError::Exists(id)),
+            Err(unusable) => Err(unusable.into()),
+        }
+    }
+
     /// Deletes the timeline `id`, if it is there.
-    pub async fn delete(&self, id: TenantTimelineId) -> Result<TimelineDeleteStatus, CrashsafeError> {
+    pub async fn delete(&self, id: TenantTimelineId) -> Result<TimelineDeleteStatus, DeleteTimelineError> {
         let _changes = self.changes.lock().await;
         self.delete_locked(id).await
     }
 
-    async fn delete_locked(&self, id: TenantTimelineId) -> Result<TimelineDeleteStatus, CrashsafeError> {
+    async fn delete_locked(&self, id: TenantTimelineId) -> Result<TimelineDeleteStatus, DeleteTimelineError> {
         let known = self.entries.read().get(&id).cloned();
+        if matches!(known, Some(Entry::Arriving)) {
+            return Err(DeleteTimelineError::Arriving(id));
+        }
         let was_active = match &known {
             Some(Entry::Live(timeline)) => {
                 let was_active = timeline.is_active();
@@ -246,7 +290,7 @@ impl TimelineMap {
     pub async fn delete_tenant(
         &self,
         tenant: TenantId,
-    ) -> Result<Vec<(TenantTimelineId, TimelineDeleteStatus)>, CrashsafeError> {
+    ) -> Result<Vec<(TenantTimelineId, TimelineDeleteStatus)>, DeleteTimelineError> {
         let _changes = self.changes.lock().await;
         let known: Vec<_> = {
             let entries = self.entries.read();
@@ -263,6 +307,35 @@ impl TimelineMap {
         let dir = self.conf.tenant_dir(tenant);
         tokio::task::block_in_place(|| crashsafe::remove_dir_all(&dir))?;
         Ok(deleted)
+    }
+}
+
+/// A name kept for a timeline whose directory is being filled; given up when dropped.
+pub struct Reservation<'a> {
+    map: &'a TimelineMap,
+    id: TenantTimelineId,
+}
+
+impl Reservation<'_> {
+    /// Gives the temporary directory, in which everything is durable, its name, and serves the timeline.
+    pub fn install(self, control: &ControlState) -> Result<(), CrashsafeError> {
+        let conf = &self.map.conf;
+        tokio::task::block_in_place(|| {
+            crashsafe::fsync_dir(&conf.timeline_temp_dir(self.id))?;
+            crashsafe::rename(&conf.timeline_temp_dir(self.id), &conf.timeline_dir(self.id))
+        })?;
+        let timeline = Arc::new(Timeline::new(Arc::clone(conf), control));
+        self.map.entries.write().insert(self.id, Entry::Live(timeline));
+        Ok(())
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut entries = self.map.entries.write();
+        if matches!(entries.get(&self.id), Some(Entry::Arriving)) {
+            entries.remove(&self.id);
+        }
     }
 }
 
@@ -295,7 +368,7 @@ fn create_dir(conf: &Config, control: &ControlState) -> Result<(), CreateTimelin
     if dir.exists() {
         return Err(CreateTimelineError::OnDisk(control.id));
     }
-    let temp = crashsafe::with_suffix(&dir, TEMP_SUFFIX);
+    let temp = conf.timeline_temp_dir(control.id);
     crashsafe::remove_dir_all(&temp)?;
     crashsafe::create_dir_all(&temp)?;
     fail::fail_point!("sk-timeline-create-in-temp", |_| Err(

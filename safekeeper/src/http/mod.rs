@@ -1,5 +1,7 @@
 //! The HTTP management service.
 
+pub mod client;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,8 +12,8 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use safekeeper_api::debug_dump::Dump;
 use safekeeper_api::models::{
-    AcceptorStateStatus, ServerInfo, Status, TermSwitch, TimelineCreateRequest, TimelineDeleteStatus,
-    TimelineStatus,
+    AcceptorStateStatus, PullTimelineRequest, PullTimelineResponse, ServerInfo, Status, TermSwitch,
+    TimelineCreateRequest, TimelineDeleteStatus, TimelineStatus,
 };
 use safekeeper_api::timeline_info::SkTimelineInfo;
 use utils::http::{ApiError, Bearer, JsonBody, NoBody, PathParams, QueryParams, ServerOptions};
@@ -22,6 +24,7 @@ use crate::dump::{self, Part, Selection};
 use crate::metrics;
 use crate::timeline::Timeline;
 use crate::timeline_map::{GetTimelineError, NewTimeline, TimelineMap};
+use crate::wal_storage::SegmentFile;
 
 /// Segment size of a timeline created without one, in bytes.
 const DEFAULT_SEGMENT_SIZE: u32 = 16 * 1024 * 1024;
@@ -163,6 +166,40 @@ async fn record_safekeeper_info(
     Ok(Json(()))
 }
 
+/// A segment of a timeline, for a safekeeper that copies it.
+async fn timeline_file(map: Map, bearer: Bearer, params: PathParams) -> Result<Response, ApiError> {
+    let id = timeline_id(&params)?;
+    check(&bearer, Some(id.tenant_id))?;
+    let name: String = params.parse("name")?;
+    let timeline = find(&map, id)?;
+    let segments = timeline.wal_dir().segments().map_err(internal)?;
+    // Only what is found under a segment's name: a name from a request is no path.
+    let wanted = |found: &&SegmentFile| found.path.file_name().is_some_and(|found| found == name.as_str());
+    let no_such = || ApiError::NotFound(format!("timeline {id} has no WAL segment {name}"));
+    let segment = segments.iter().find(wanted).ok_or_else(no_such)?;
+    // It may have been renamed since.
+    let file = tokio::fs::File::open(&segment.path)
+        .await
+        .map_err(|_| no_such())?;
+    let body = axum::body::Body::from_stream(tokio_util::io::ReaderStream::new(file));
+    Ok(body.into_response())
+}
+
+async fn pull_timeline(
+    map: Map,
+    bearer: Bearer,
+    headers: axum::http::HeaderMap,
+    JsonBody(request): JsonBody<PullTimelineRequest>,
+) -> Result<Json<PullTimelineResponse>, ApiError> {
+    check(&bearer, Some(request.tenant_id))?;
+    let header = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let token = header.and_then(|value| value.strip_prefix("Bearer "));
+    let pulled = crate::pull_timeline::run(&map, &request, token).await;
+    pulled.map(Json).map_err(ApiError::Internal)
+}
+
 async fn debug_dump(map: Map, bearer: Bearer, query: QueryParams) -> Result<Json<Dump>, ApiError> {
     check(&bearer, None)?;
     let selection = selection(&query)?;
@@ -214,6 +251,11 @@ pub fn router(map: Arc<TimelineMap>) -> Router {
             "/v1/tenant/{tenant_id}/timeline/{timeline_id}",
             get(timeline_status).delete(delete_timeline),
         )
+        .route(
+            "/v1/tenant/{tenant_id}/timeline/{timeline_id}/file/{name}",
+            get(timeline_file),
+        )
+        .route("/v1/pull_timeline", post(pull_timeline))
         .route("/v1/tenant/{tenant_id}", delete(delete_tenant))
         .route(
             "/v1/record_safekeeper_info/{tenant_id}/{timeline_id}",

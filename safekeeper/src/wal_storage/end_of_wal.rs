@@ -49,14 +49,6 @@ pub enum OpenWalError {
         /// The file.
         path: PathBuf,
     },
-    /// Records do not end where WAL was known to be durable.
-    #[error("WAL segment {path} has no record that ends at {known_end}, up to which WAL was durable")]
-    NoBoundary {
-        /// The file.
-        path: PathBuf,
-        /// How far WAL was known to be durable.
-        known_end: Lsn,
-    },
 }
 
 /// What is expected of the WAL on disk.
@@ -68,82 +60,111 @@ pub enum Expected {
     Nothing,
 }
 
-/// End of the last whole valid record at or behind `known_end`, a record boundary up to which WAL is
-/// known to be durable; `known_end` itself if there is none. The segment of `known_end` is verified.
+/// End of the last whole valid record. WAL is known to be durable up to `known_end`; it is `known_end`
+/// itself if no record follows. The WAL before it is verified from the start of its segment.
 pub fn find_end(dir: &WalDir, known_end: Lsn, expected: Expected) -> Result<Lsn, OpenWalError> {
     if !u32::try_from(dir.segment_size).is_ok_and(is_valid_segment_size) {
         return Err(OpenWalError::SegmentSize(dir.segment_size));
     }
-    if expected == Expected::Written {
-        verify_segment_of(dir, known_end)?;
+    let start = match expected {
+        Expected::Nothing => known_end,
+        Expected::Written => {
+            let segno = Lsn(known_end.0.saturating_sub(1)).segment_number(dir.segment_size);
+            first_record_of(dir, segno, known_end)?.min(known_end)
+        }
+    };
+    let stop = follow(dir, start, |_| false)?;
+    if stop.end >= known_end {
+        return Ok(stop.end);
     }
-    let mut ends = RecordEnds::new(known_end, dir.segment_size, Checksums::Verify);
-    let mut at = known_end;
+    Err(stop.into_error(dir, known_end))
+}
+
+/// Verifies the records that begin in the segment `segno`, up to `known_end`. Returns where the last of
+/// them ends, which may be in the next segment.
+pub fn verify_segment(dir: &WalDir, segno: u64, known_end: Lsn) -> Result<Lsn, OpenWalError> {
+    let segment_end = Lsn((segno + 1) * dir.segment_size as u64);
+    let wanted = known_end.min(segment_end);
+    let first_record = first_record_of(dir, segno, known_end)?;
+    if first_record >= wanted {
+        return Ok(first_record);
+    }
+    let stop = follow(dir, first_record, |end| end >= wanted)?;
+    if stop.end >= wanted {
+        return Ok(stop.end);
+    }
+    Err(stop.into_error(dir, known_end))
+}
+
+/// How far valid records reach.
+struct Stop {
+    end: Lsn,
+    /// What is there in place of the next record; `None` if there is nothing.
+    why: Option<StreamError>,
+}
+
+impl Stop {
+    /// The error if WAL was known to be durable further on.
+    fn into_error(self, dir: &WalDir, known_end: Lsn) -> OpenWalError {
+        let segno = self.end.segment_number(dir.segment_size);
+        let partial = dir.partial_path(segno);
+        let path = if partial.exists() {
+            partial
+        } else {
+            dir.full_path(segno)
+        };
+        match self.why {
+            Some(source) => OpenWalError::Damaged {
+                path,
+                known_end,
+                source,
+            },
+            None => OpenWalError::Missing { path, known_end },
+        }
+    }
+}
+
+/// Follows the records from `start` on, until there is no more or `is_enough` of their end.
+fn follow(dir: &WalDir, start: Lsn, is_enough: impl Fn(Lsn) -> bool) -> Result<Stop, OpenWalError> {
+    let mut ends = RecordEnds::new(start, dir.segment_size, Checksums::Verify);
+    let mut at = start;
     while let Some((file, path)) = open(dir, at.segment_number(dir.segment_size))? {
         let segment_end = at.segment_start(dir.segment_size) + dir.segment_size as u64;
         while at < segment_end {
             let chunk =
                 read_chunk(&file, at, segment_end, dir.segment_size).map_err(WalError::at("read", &path))?;
-            // A file that ends early, or bytes that are no record: the end.
-            if chunk.is_empty() || ends.feed(&chunk).is_err() {
-                return Ok(ends.last_end());
+            let fed = if chunk.is_empty() {
+                Ok(at)
+            } else {
+                ends.feed(&chunk)
+            };
+            if chunk.is_empty() || fed.is_err() || is_enough(ends.last_end()) {
+                return Ok(Stop {
+                    end: ends.last_end(),
+                    why: fed.err(),
+                });
             }
             at += chunk.len() as u64;
         }
     }
-    Ok(ends.last_end())
+    Ok(Stop {
+        end: ends.last_end(),
+        why: None,
+    })
 }
 
-/// Verifies the records of the segment that `known_end` is in or at the end of, up to `known_end`.
-fn verify_segment_of(dir: &WalDir, known_end: Lsn) -> Result<(), OpenWalError> {
-    let segno = Lsn(known_end.0.saturating_sub(1)).segment_number(dir.segment_size);
-    let verified = verify_segment(dir, segno, known_end)?;
-    if verified < known_end {
-        let path = dir.partial_path(segno);
-        return Err(OpenWalError::NoBoundary { path, known_end });
-    }
-    Ok(())
-}
-
-/// Verifies the records that begin in the segment `segno`, up to `known_end`, a record boundary. Returns
-/// where the last of them ends, which may be in the next segment.
-pub fn verify_segment(dir: &WalDir, segno: u64, known_end: Lsn) -> Result<Lsn, OpenWalError> {
-    let missing = |segno| OpenWalError::Missing {
-        path: dir.full_path(segno),
-        known_end,
+/// Where the first record that begins in the segment `segno` begins.
+fn first_record_of(dir: &WalDir, segno: u64, known_end: Lsn) -> Result<Lsn, OpenWalError> {
+    let Some((file, path)) = open(dir, segno)? else {
+        return Err(OpenWalError::Missing {
+            path: dir.full_path(segno),
+            known_end,
+        });
     };
     let start = Lsn(segno * dir.segment_size as u64);
-    let (mut file, mut path) = open(dir, segno)?.ok_or_else(|| missing(segno))?;
-    let first_record = first_record(&file, start, dir.segment_size);
-    let Some(first_record) = first_record.map_err(WalError::at("read", &path))? else {
-        return Err(OpenWalError::SegmentHeader { path });
-    };
-    let segment_end = start + dir.segment_size as u64;
-    if first_record >= known_end.min(segment_end) {
-        return Ok(first_record);
-    }
-    let mut ends = RecordEnds::new(first_record, dir.segment_size, Checksums::Verify);
-    let mut at = first_record;
-    // The last record may run over into the segments behind.
-    while at < known_end && ends.last_end() < segment_end {
-        if at != first_record && at.segment_offset(dir.segment_size) == 0 {
-            let segno = at.segment_number(dir.segment_size);
-            (file, path) = open(dir, segno)?.ok_or_else(|| missing(segno))?;
-        }
-        let chunk_end = known_end.min(at.segment_start(dir.segment_size) + dir.segment_size as u64);
-        let chunk =
-            read_chunk(&file, at, chunk_end, dir.segment_size).map_err(WalError::at("read", &path))?;
-        if chunk.is_empty() {
-            break;
-        }
-        ends.feed(&chunk).map_err(|source| OpenWalError::Damaged {
-            path: path.clone(),
-            known_end,
-            source,
-        })?;
-        at += chunk.len() as u64;
-    }
-    Ok(ends.last_end())
+    first_record(&file, start, dir.segment_size)
+        .map_err(WalError::at("read", &path))?
+        .ok_or(OpenWalError::SegmentHeader { path })
 }
 
 /// Where the first record that begins in the segment at `start` begins: behind the rest of one that may

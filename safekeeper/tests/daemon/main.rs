@@ -7,5 +7,6 @@ mod consensus;
 mod faults;
 mod hostile;
 mod http;
+mod pull;
 mod replication;
 mod support;
