@@ -76,7 +76,15 @@ async fn show(
     let id: TenantId = params.parse("tenant_id")?;
     check_permission(&bearer, Some(id))?;
     let tenant = server.tenants.get(id).map_err(get_tenant_error)?;
-    Ok(Json(info(&tenant)))
+    let physical_size = tenant
+        .timelines()
+        .iter()
+        .map(|timeline| timeline.physical_size())
+        .sum();
+    Ok(Json(TenantInfo {
+        current_physical_size: Some(physical_size),
+        ..info(&tenant)
+    }))
 }
 
 async fn configure(

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router};
-use pageserver_api::models::{TimelineCreateRequest, TimelineInfo, TimelineState};
+use pageserver_api::models::{LayerMapInfo, TimelineCreateRequest, TimelineInfo, TimelineState};
 use pq_proto::replication;
 use utils::http::{ApiError, Bearer, JsonBody, PathParams, QueryParams};
 use utils::id::{TenantId, TenantTimelineId, TimelineId};
@@ -32,6 +32,14 @@ pub(super) fn routes() -> Router<Arc<Server>> {
         .route(
             "/v1/tenant/{tenant_id}/timeline/{timeline_id}/get_lsn_by_timestamp",
             get(get_lsn_by_timestamp),
+        )
+        .route(
+            "/v1/tenant/{tenant_id}/timeline/{timeline_id}/layer",
+            get(list_layers),
+        )
+        .route(
+            "/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint",
+            put(checkpoint),
         )
 }
 
@@ -158,6 +166,37 @@ async fn get_lsn_by_timestamp(
     }))
 }
 
+async fn list_layers(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+) -> Result<Json<LayerMapInfo>, ApiError> {
+    let timeline = find(&server, &bearer, &params)?;
+    Ok(Json(timeline.layer_map_info()))
+}
+
+/// Refuses what only tests may do.
+fn check_testing(what: &str) -> Result<(), ApiError> {
+    if cfg!(feature = "testing") {
+        return Ok(());
+    }
+    Err(ApiError::BadRequest(anyhow::anyhow!(
+        "Cannot {what} because pageserver was compiled without testing APIs"
+    )))
+}
+
+/// Makes everything ingested durable, then compacts.
+async fn checkpoint(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+) -> Result<Json<()>, ApiError> {
+    check_testing("run timeline checkpoint")?;
+    let timeline = find(&server, &bearer, &params)?;
+    timeline.flush().await.map_err(internal)?;
+    Ok(Json(()))
+}
+
 async fn info(server: &Server, timeline: &Timeline, count: CountSize) -> Result<TimelineInfo, ApiError> {
     let last = timeline.last_record();
     let counted = match count {
@@ -186,7 +225,7 @@ async fn info(server: &Server, timeline: &Timeline, count: CountSize) -> Result<
         disk_consistent_lsn: timeline.disk_consistent_lsn(),
         remote_consistent_lsn: timeline.remote_consistent_lsn(),
         current_logical_size: receiver.map(|status| status.logical_size().approximate()),
-        current_physical_size: None,
+        current_physical_size: Some(timeline.physical_size()),
         current_logical_size_non_incremental: counted,
         timeline_dir_layer_file_size_sum: None,
         wal_source_connstr: source.connstr,

@@ -88,6 +88,8 @@ impl Gauges {
             let labels = [tenant_id.clone(), timeline.timeline_id.to_string()];
             let set = |gauge: &IntGaugeVec, value: u64| gauge.with_label_values(&labels).set(value as i64);
             set(&self.last_record_lsn, timeline.last_record().last.0);
+            set(&self.resident_size, timeline.physical_size());
+            self.ondisk_layers.add(timeline.layer_count() as i64);
             let id = TenantTimelineId::new(tenant.id, timeline.timeline_id);
             if let Some(status) = server.receivers.status(id) {
                 set(&self.logical_size, status.logical_size().approximate());

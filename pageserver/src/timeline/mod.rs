@@ -15,6 +15,7 @@
 //! Not here: what keys mean (`pgdatadir`), where WAL comes from (`walreceiver`), other timelines (`tenant`).
 
 mod flush;
+mod info;
 mod layer_set;
 mod load;
 pub mod memory_store;

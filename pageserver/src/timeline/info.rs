@@ -1,0 +1,58 @@
+//! The layers of a timeline as the management API shows them.
+
+use pageserver_api::models::{HistoricLayerInfo, InMemoryLayerInfo, LayerAccessStats, LayerMapInfo};
+
+use super::Timeline;
+use crate::layers::file::Layer;
+
+impl Timeline {
+    /// What layers there are now.
+    pub fn layer_map_info(&self) -> LayerMapInfo {
+        let layers = self.layers.load();
+        let frozen = layers.frozen.iter().filter_map(|frozen| frozen.layer.as_ref());
+        let in_memory = frozen.chain(&layers.open).map(|layer| match layer.end() {
+            Some(lsn_end) => InMemoryLayerInfo::Frozen {
+                lsn_start: layer.start(),
+                lsn_end,
+            },
+            None => InMemoryLayerInfo::Open {
+                lsn_start: layer.start(),
+            },
+        });
+        LayerMapInfo {
+            in_memory_layers: in_memory.collect(),
+            historic_layers: layers.files.iter().map(|layer| historic(layer)).collect(),
+        }
+    }
+
+    /// Number of layer files.
+    pub fn layer_count(&self) -> usize {
+        self.layers.load().files.len()
+    }
+}
+
+fn historic(layer: &Layer) -> HistoricLayerInfo {
+    let name = layer.name();
+    let (layer_file_name, layer_file_size) = (name.to_string(), Some(layer.file_len()));
+    let lsns = name.lsn_range();
+    // All layers are local, and reads are not counted per layer.
+    let (remote, access_stats) = (false, LayerAccessStats::default());
+    if name.is_delta() {
+        HistoricLayerInfo::Delta {
+            layer_file_name,
+            layer_file_size,
+            lsn_start: lsns.start,
+            lsn_end: lsns.end,
+            remote,
+            access_stats,
+        }
+    } else {
+        HistoricLayerInfo::Image {
+            layer_file_name,
+            layer_file_size,
+            lsn_start: lsns.start,
+            remote,
+            access_stats,
+        }
+    }
+}
