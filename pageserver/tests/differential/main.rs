@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod compare;
+mod layers;
 mod mask;
 mod server;
 
@@ -213,6 +214,18 @@ fn assert_same(report: &Report, what: &str) {
     );
 }
 
+fn assert_same_lines(first: &[String], second: &[String]) {
+    let differs = first.iter().zip(second).position(|(a, b)| a != b);
+    let differs = differs.map(|at| (&first[at], &second[at]));
+    assert!(
+        first.len() == second.len() && differs.is_none(),
+        "{}, {} lines: {differs:?}",
+        first.len(),
+        second.len()
+    );
+    assert!(first.len() > 10_000, "a dump of {} lines", first.len());
+}
+
 const SETTINGS: &str = "autovacuum = off\nwal_level = replica\nfull_page_writes = off\n";
 const OTHER_SETTINGS: &str = "autovacuum = off\nwal_level = logical\nfull_page_writes = on\nwal_compression = lz4\ntrack_commit_timestamp = on\n\
      wal_consistency_checking = 'all'\n";
@@ -237,13 +250,20 @@ async fn what_is_ingested_is_what_the_server_has() {
     );
     let (at, moment, report) = round(&mut first, &store, start, workload).await;
     assert_same(&report, "first round");
-    assert!(report.pages > 3000 && report.slru_pages > 3 && report.prepared == 2 && report.relmaps >= 6);
+    assert!(report.pages > 3000 && report.slru_pages > 5 && report.prepared == 2 && report.relmaps >= 6);
+
+    let moment = moment.unwrap();
+    let (workdir, wal) = (directory.path().join("pageserver"), first.wal_from(start.last));
+    std::fs::create_dir(&workdir).unwrap();
+    let lsns = [start.last, moment.lsn, at.last];
+    let compared = layers::compare_with_layers(&workdir, &store, (start, at), wal, &lsns).await;
+    println!("layers: {compared} values");
 
     let archive = full_backup(&store, at).await;
     let mut second = Server::unpack(directory.path().join("second"), &archive, OTHER_SETTINGS);
     first.start();
     second.start();
-    assert_eq!(first.dump(), second.dump());
+    assert_same_lines(&first.dump(), &second.dump());
     assert_eq!(
         second.psql("postgres", CHECK_INDEXES).lines().collect::<Vec<_>>(),
         ["t", "0", "0"]
@@ -261,7 +281,6 @@ async fn what_is_ingested_is_what_the_server_has() {
         );
     }
 
-    let moment = moment.unwrap();
     let archive = full_backup(
         &store,
         RecordLsn {

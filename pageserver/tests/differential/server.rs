@@ -169,13 +169,23 @@ impl Server {
         check(pgbench.arg(path).arg("postgres").output().unwrap(), "pgbench");
     }
 
-    /// All databases as SQL, but for the positions of sequences, which may skip ahead.
-    pub fn dump(&self) -> String {
-        let dump = check(self.client("pg_dumpall").output().unwrap(), "pg_dumpall");
+    /// All databases as SQL, but for unlogged tables, which are reset, the positions of sequences, which may skip ahead, and
+    /// the random keys in pg_dump's own commands.
+    pub fn dump(&self) -> Vec<String> {
+        let mut pg_dumpall = self.client("pg_dumpall");
+        let dump = check(
+            pg_dumpall.arg("--no-unlogged-table-data").output().unwrap(),
+            "pg_dumpall",
+        );
+        let varies = |line: &str| {
+            ["\\restrict", "\\unrestrict", "SELECT pg_catalog.setval"]
+                .iter()
+                .any(|start| line.starts_with(start))
+        };
         dump.lines()
-            .filter(|line| !line.contains("pg_catalog.setval"))
-            .collect::<Vec<_>>()
-            .join("\n")
+            .filter(|line| !varies(line))
+            .map(str::to_owned)
+            .collect()
     }
 
     pub fn log(&self) -> String {

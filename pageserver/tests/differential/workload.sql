@@ -98,13 +98,22 @@ ROLLBACK TO a;
 INSERT INTO nested VALUES (1002);
 ROLLBACK;
 
--- Multixacts: a lock of the transaction and an update of its subtransaction.
+-- Enough transactions for a second page of pg_xact.
+DO $$
+BEGIN
+    FOR i IN 1..34000 LOOP
+        PERFORM txid_current();
+        COMMIT;
+    END LOOP;
+END $$;
+
+-- Multixacts, enough for a second page of offsets: a lock of the transaction and an update of its subtransaction.
 CREATE TABLE locked (id int PRIMARY KEY, n int);
-INSERT INTO locked SELECT i, 0 FROM generate_series(1, 400) i;
+INSERT INTO locked SELECT i, 0 FROM generate_series(1, 2400) i;
 CREATE TABLE locker (id int REFERENCES locked);
 DO $$
 BEGIN
-    FOR i IN 1..400 LOOP
+    FOR i IN 1..2400 LOOP
         PERFORM 1 FROM locked WHERE id = i FOR KEY SHARE;
         BEGIN
             UPDATE locked SET n = n + 1 WHERE id = i;
