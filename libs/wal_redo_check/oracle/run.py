@@ -143,7 +143,7 @@ def free_port() -> int:
 class Checker:
     """wal_redo_check beside the server."""
 
-    def __init__(self, binary: pathlib.Path, server: Server, compare: bool):
+    def __init__(self, binary: pathlib.Path, server: Server, compare: bool, samples: pathlib.Path | None):
         command = [
             binary,
             server.archive,
@@ -155,6 +155,8 @@ class Checker:
             "--base",
             server.base,
         ]
+        if samples:
+            command += ["--samples", samples]
         if compare:
             command += ["--compare", server.data]
         self.process = subprocess.Popen(
@@ -269,7 +271,7 @@ def run_profile(args, profile: str, libraries: pathlib.Path) -> dict:
     os.chmod(work, 0o755)
     server = Server(work, PROFILES[profile], args.bindir)
     try:
-        checker = Checker(args.checker, server, compare=True)
+        checker = Checker(args.checker, server, compare=True, samples=args.samples)
         server.start()
         try:
             for workload in args.workload:
@@ -306,6 +308,7 @@ def main() -> int:
     parser.add_argument("--checker", type=pathlib.Path, default="target/release/wal_redo_check")
     parser.add_argument("--work", type=pathlib.Path, help="where clusters are made, default a temporary place")
     parser.add_argument("--json", type=pathlib.Path, help="write all reports there")
+    parser.add_argument("--samples", type=pathlib.Path, help="renew the samples for the tests of wal_redo (one profile)")
     parser.add_argument("--keep", action="store_true", help="leave the clusters")
     parser.add_argument("--require-all", action="store_true", help="fail if a kind of record was not exercised")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ mod mask;
 mod pages;
 mod report;
 mod route;
+mod samples;
 mod segments;
 mod worker;
 
@@ -27,6 +28,7 @@ use utils::lsn::Lsn;
 
 pub use report::Report;
 use route::Router;
+use samples::Samples;
 use segments::{SegmentSource, WalRecords};
 
 /// Number of threads that replay.
@@ -60,6 +62,9 @@ pub struct Options {
     /// Remove each segment once it was read.
     #[arg(long)]
     pub delete: bool,
+    /// Write one replayed block of each kind there, for the tests of wal_redo.
+    #[arg(long)]
+    pub samples: Option<PathBuf>,
 }
 
 /// Replays and compares everything.
@@ -83,11 +88,17 @@ pub fn check(options: &Options) -> Result<Report> {
     let mut records = WalRecords::new(source, options.start);
     let outcome = route_all(&mut records, &mut router);
     let mut report = router.finish();
+    let mut samples = Samples::default();
     for worker in workers {
         let part = worker
             .join()
             .map_err(|_| anyhow::anyhow!("a replay thread panicked"))?;
-        report.merge(part.context("cannot read pages to compare with")?);
+        let (part, kept) = part.context("cannot read pages to compare with")?;
+        report.merge(part);
+        samples.merge(kept);
+    }
+    if let Some(path) = &options.samples {
+        samples.write(path)?;
     }
     outcome?;
     report.wal_start = records.first_record();

@@ -22,6 +22,7 @@ const GIST_HAS_GARBAGE: u16 = 1 << 4;
 const HASH_PAGE_TYPE: u16 = 0x000f;
 const HASH_BUCKET_OR_OVERFLOW: u16 = 0x0003;
 const HASH_HAS_DEAD_TUPLES: u16 = 1 << 7;
+const SPGIST_META: u16 = 1 << 0;
 const BRIN_EVACUATE: u16 = 1 << 0;
 const BRIN_META: u16 = 0xf091;
 const BRIN_REGULAR: u16 = 0xf093;
@@ -124,6 +125,11 @@ pub fn mask(raw: &mut PageBuf, kind: Kind, blkno: u32) -> Result<(), Corrupt> {
         Kind::Spgist => {
             if page.lower() >= HEADER_LEN {
                 unused_space(&mut page)?;
+            }
+            if special_u16(&page, 0)? & SPGIST_META != 0 {
+                // Which pages were used last is remembered behind the magic number without WAL.
+                let lower = page.lower().clamp(HEADER_LEN + 4, PAGE_SIZE);
+                page.bytes_mut()[HEADER_LEN + 4..lower].fill(0);
             }
             Ok(())
         }

@@ -15,6 +15,7 @@ use crate::mask::{Kind, mask};
 use crate::pages::{DataDir, Pages};
 use crate::report::{Compared, Difference, Report};
 use crate::route::Work;
+use crate::samples::Samples;
 
 pub struct Worker {
     pages: Pages,
@@ -26,6 +27,7 @@ pub struct Worker {
     emptied_maps: HashSet<PageTag>,
     report: Report,
     failure: Option<io::Error>,
+    samples: Option<Samples>,
 }
 
 impl Worker {
@@ -37,6 +39,7 @@ impl Worker {
             emptied_maps: HashSet::new(),
             report: Report::default(),
             failure: None,
+            samples: options.samples.as_ref().map(|_| Samples::default()),
         }
     }
 
@@ -102,11 +105,25 @@ impl Worker {
                 return Ok(());
             }
         };
+        let before = match &self.samples {
+            Some(samples) if samples.wants(&record, id) => {
+                let page = self.pages.get(&tag)?;
+                Some(page.map_or_else(|| Box::new([0; PAGE_SIZE]), |page| Box::new(*page)))
+            }
+            _ => None,
+        };
         if !self.redo(&record, &block, end, image.as_deref())? {
             return Ok(());
         }
         if let Some(image) = image {
-            self.compare(&record, &block, end, &image)?;
+            let equal = self.compare(&record, &block, end, &image)?;
+            if let (true, Some(before), Some(samples)) = (equal, before, &mut self.samples)
+                && let Some(after) = self.pages.get(&tag)?
+            {
+                samples
+                    .keep(raw, id, end, &before, after)
+                    .map_err(io::Error::other)?;
+            }
         } else if let Some(image) = &block.image {
             if tag.forknum == visibility::FORKNUM && image.hole_length > 0 {
                 self.emptied_maps.insert(tag);
@@ -159,45 +176,51 @@ impl Worker {
         self.pages.put(tag, &page);
     }
 
+    /// Compares the page with its image; gives whether it is equal.
     fn compare(
         &mut self,
         record: &RecordRef<'_>,
         block: &BlockRef<'_>,
         end: Lsn,
         image: &PageBuf,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let rmid = record.header.rmid;
         let Some(kind) =
             Kind::of_rmgr(rmid, block.forknum).filter(|_| self.only.is_none_or(|only| only == rmid))
         else {
             self.report.count_block(record, Compared::NoImage);
-            return Ok(());
+            return Ok(false);
         };
         let tag = PageTag::from(block);
         if self.emptied_maps.contains(&tag) {
             self.report.count_block(record, Compared::NoImage);
-            return Ok(());
+            return Ok(false);
         }
         let Some(page) = self.pages.get(&tag)? else {
-            return Ok(());
+            return Ok(false);
         };
         match difference(page, image, kind, tag.blkno) {
-            None => self.report.count_block(record, Compared::Equal),
+            None => {
+                self.report.count_block(record, Compared::Equal);
+                Ok(true)
+            }
             Some(difference) => {
                 self.report.differs(record, end, tag, difference);
                 self.start_from(tag, image, end);
+                Ok(false)
             }
         }
-        Ok(())
     }
 
     /// Compares all pages with those of the data directory, if there is one to compare with.
-    pub fn finish(mut self) -> io::Result<Report> {
+    pub fn finish(self) -> io::Result<(Report, Samples)> {
+        let samples = self.samples.unwrap_or_default();
+        let mut report = self.report;
         if let Some(error) = self.failure {
             return Err(error);
         }
         let Some(root) = self.compare else {
-            return Ok(self.report);
+            return Ok((report, samples));
         };
         let mut final_state = DataDir::new(&root);
         for (tag, page) in self.pages.changed() {
@@ -206,7 +229,7 @@ impl Worker {
                 continue;
             }
             let Some(theirs) = final_state.page(tag)? else {
-                self.report.missing_at_end(*tag);
+                report.missing_at_end(*tag);
                 continue;
             };
             let kind = Kind::of_page(&theirs, tag.forknum);
@@ -220,11 +243,11 @@ impl Worker {
             };
             let difference = difference(page, &theirs, kind, tag.blkno).filter(|_| !ours_has_fewer_bits);
             match difference {
-                None => self.report.final_pages_equal += 1,
-                Some(difference) => self.report.differs_at_end(*tag, difference),
+                None => report.final_pages_equal += 1,
+                Some(difference) => report.differs_at_end(*tag, difference),
             }
         }
-        Ok(self.report)
+        Ok((report, samples))
     }
 }
 
