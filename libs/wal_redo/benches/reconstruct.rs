@@ -6,7 +6,7 @@
 //! | `medium` | base image and 226 small heap records | 139 µs | 15 µs |
 //!
 //! Measured on a shared machine of 2 cores, rustc 1.95, in CPU time of the thread, since the machine is busy with
-//! other things: short 0.27 µs, medium 16 µs (spread of the middle half 2 %). `threads/2` makes twice as many
+//! other things: short 0.21 µs, medium 10.5 µs (spread of the estimates 1 %). `threads/2` makes twice as many
 //! reconstructions as `threads/1` in the same wall time if it scales, which shows only on an idle machine.
 
 use std::hint::black_box;

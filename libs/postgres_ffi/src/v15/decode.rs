@@ -184,6 +184,7 @@ impl RecordHeader {
     pub const CRC_OFFSET: usize = 20;
 
     /// Reads the header at the start of `raw`.
+    #[inline]
     pub fn decode(raw: &[u8]) -> Result<Self, Truncated> {
         let header = raw.first_chunk().ok_or(Truncated {
             want: Self::LEN,
@@ -193,6 +194,7 @@ impl RecordHeader {
     }
 
     /// Reads the header's bytes.
+    #[inline]
     pub fn from_array(raw: &[u8; Self::LEN]) -> Self {
         let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
         Self {
