@@ -32,6 +32,7 @@
 #include "local_rels.h"
 #include "overlay.h"
 #include "pagestore_smgr.h"
+#include "readahead.h"
 #include "relsize_cache.h"
 
 /* The mark at the end of a sequence's only page (SEQ_MAGIC in sequence.c). */
@@ -381,6 +382,7 @@ pagestore_read(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page
 	if (!RecoveryInProgress())
 		throttle_briefly();
 	read_page(reln, fork, blkno, page);
+	readahead_note(reln, fork, blkno, nblocks);
 }
 
 static void
