@@ -97,6 +97,10 @@ pub fn holder(path: &Path) -> Result<Holder, PidFileError> {
         Err(std::fs::TryLockError::WouldBlock) => {
             let mut pid = String::new();
             file.read_to_string(&mut pid).map_err(io_error)?;
+            // Locked, but the pid is still to be written: in a moment it is held.
+            if pid.trim().is_empty() {
+                return Ok(Holder::Nobody);
+            }
             let number = pid.trim().parse().map_err(|_| {
                 let text = format!("'{}' is not a process id", pid.trim());
                 io_error(std::io::Error::new(std::io::ErrorKind::InvalidData, text))
@@ -109,6 +113,17 @@ pub fn holder(path: &Path) -> Result<Holder, PidFileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_claim_without_a_pid_yet_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        let _claimed = claim(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(holder(&path).unwrap(), Holder::Nobody);
+        std::fs::write(&path, "nonsense").unwrap();
+        assert!(holder(&path).is_err());
+    }
 
     #[test]
     fn only_one_claim_at_a_time() {
