@@ -165,6 +165,31 @@ impl TimelineGauges {
     }
 }
 
+/// Resources of this process, which the kernel counts.
+fn process_gauges() -> Vec<MetricFamily> {
+    let mut families = Vec::new();
+    // Without /proc there is nothing to be told.
+    if let Ok(io) = std::fs::read_to_string("/proc/self/io") {
+        let opts = Opts::new(
+            "libmetrics_disk_io_bytes_total",
+            "Bytes read from and written to disk",
+        );
+        let gauge = GaugeVec::new(opts, &["io_operation"]).expect("the name is a constant and valid");
+        for (field, operation) in [("read_bytes: ", "read"), ("write_bytes: ", "write")] {
+            let bytes = io
+                .lines()
+                .find_map(|line| line.strip_prefix(field)?.parse::<f64>().ok());
+            gauge.with_label_values(&[operation]).set(bytes.unwrap_or(0.0));
+        }
+        families.extend(gauge.collect());
+    }
+    if let Ok(usage) = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF) {
+        let help = "Most memory this process has used, in KiB";
+        families.extend(gauge("libmetrics_maxrss_kb", help, usage.max_rss() as f64).collect());
+    }
+    families
+}
+
 /// All metrics, in Prometheus' text format.
 ///
 /// # Errors
@@ -191,6 +216,7 @@ pub fn gather(map: &TimelineMap) -> Result<String, prometheus::Error> {
     let mut families: Vec<MetricFamily> = prometheus::gather();
     families.extend(gauges.0.iter().flat_map(|(_, gauge)| gauge.collect()));
     families.extend([count, spent].iter().flat_map(Collector::collect));
+    families.extend(process_gauges());
     let mut text = Vec::new();
     prometheus::TextEncoder::new().encode(&families, &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())

@@ -139,19 +139,8 @@ impl TimelineMap {
             let Some(tenant_id) = tenant_dir.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            for timeline_dir in std::fs::read_dir(tenant_dir.path())? {
-                let path = timeline_dir?.path();
-                let name = path
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .unwrap_or_default();
-                if name.ends_with(TEMP_SUFFIX) {
-                    info!("removing {}, left by a crash", path.display());
-                    std::fs::remove_dir_all(&path)?;
-                } else if let Ok(timeline_id) = name.parse() {
-                    let id = TenantTimelineId::new(tenant_id, timeline_id);
-                    entries.insert(id, load_timeline(&conf, id, &path));
-                }
+            if let Err(error) = load_tenant(&conf, tenant_id, &mut entries) {
+                error!("timelines of tenant {tenant_id} are not served: {error}");
             }
         }
         info!("loaded {} timelines", entries.len());
@@ -337,6 +326,28 @@ impl Drop for Reservation<'_> {
             entries.remove(&self.id);
         }
     }
+}
+
+fn load_tenant(
+    conf: &Arc<Config>,
+    tenant_id: TenantId,
+    entries: &mut HashMap<TenantTimelineId, Entry>,
+) -> std::io::Result<()> {
+    for timeline_dir in std::fs::read_dir(conf.tenant_dir(tenant_id))? {
+        let path = timeline_dir?.path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if name.ends_with(TEMP_SUFFIX) {
+            info!("removing {}, left by a crash", path.display());
+            std::fs::remove_dir_all(&path)?;
+        } else if let Ok(timeline_id) = name.parse() {
+            let id = TenantTimelineId::new(tenant_id, timeline_id);
+            entries.insert(id, load_timeline(conf, id, &path));
+        }
+    }
+    Ok(())
 }
 
 fn load_timeline(conf: &Arc<Config>, id: TenantTimelineId, dir: &Path) -> Entry {

@@ -132,11 +132,16 @@ async fn receive<S: AsyncRead + Unpin>(
             }),
             StandbyMessage::PageserverFeedback(raw) => {
                 let feedback = PageserverFeedback::decode(&raw).context("malformed pageserver feedback")?;
+                let applied = match feedback.ps_applylsn {
+                    // "Not known": not to be taken for "everything".
+                    Lsn::MAX => Lsn::INVALID,
+                    known => known,
+                };
                 slot.update(|reader| {
                     reader.pageserver = Some(feedback);
-                    reader.remote_consistent_lsn = reader.remote_consistent_lsn.max(feedback.ps_applylsn);
+                    reader.remote_consistent_lsn = reader.remote_consistent_lsn.max(applied);
                 });
-                let advanced = timeline.advance_remote_consistent_lsn(feedback.ps_applylsn);
+                let advanced = timeline.advance_remote_consistent_lsn(applied);
                 advanced.await.map_err(anyhow::Error::new)?;
             }
         }

@@ -27,7 +27,7 @@ pub fn new_id() -> TenantTimelineId {
     TenantTimelineId::new(TenantId::generate(), TimelineId::generate())
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
@@ -38,6 +38,7 @@ pub struct Daemon {
     pub pg_port: u16,
     pub http_port: u16,
     args: Vec<String>,
+    id: u64,
     child: Option<Child>,
     /// Password or bearer token of those who talk to it.
     pub token: Option<String>,
@@ -46,12 +47,17 @@ pub struct Daemon {
 
 impl Daemon {
     pub async fn start(args: &[&str]) -> Self {
+        Self::start_with_id(1, args).await
+    }
+
+    pub async fn start_with_id(id: u64, args: &[&str]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let mut daemon = Daemon {
             dir: temp.path().to_owned(),
             pg_port: free_port(),
             http_port: free_port(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            id,
             child: None,
             token: None,
             _temp: Some(temp),
@@ -71,7 +77,7 @@ impl Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_safekeeper"))
             .arg("-D")
             .arg(&self.dir)
-            .args(["--id", "1"])
+            .args(["--id", &self.id.to_string()])
             .args(["--listen-pg", &format!("127.0.0.1:{}", self.pg_port)])
             .args(["--listen-http", &format!("127.0.0.1:{}", self.http_port)])
             .args(&self.args)
@@ -236,10 +242,14 @@ pub fn greeting(id: TenantTimelineId) -> ProposerMessage {
 }
 
 pub fn greeting_with(id: TenantTimelineId, segment_size: usize) -> ProposerMessage {
+    greeting_of(id, segment_size, SYSTEM_ID)
+}
+
+pub fn greeting_of(id: TenantTimelineId, segment_size: usize, system_id: u64) -> ProposerMessage {
     ProposerMessage::Greeting(ProposerGreeting {
         pg_version: 150_004,
         proposer_id: ProposerId([9; 16]),
-        system_id: SYSTEM_ID,
+        system_id,
         timeline_id: id.timeline_id,
         tenant_id: id.tenant_id,
         pg_timeline: 1,
@@ -410,6 +420,14 @@ impl Wal {
             start,
             bytes: Vec::new(),
             writer: WalWriter::new(identity, start, Lsn(0)),
+        }
+    }
+
+    /// WAL that comes from elsewhere.
+    pub fn from_bytes(start: Lsn, bytes: Vec<u8>) -> Self {
+        Wal {
+            bytes,
+            ..Wal::new(start, SEGMENT_SIZE)
         }
     }
 
