@@ -230,9 +230,9 @@ async fn relation(
             if page::is_new(&ours) && is_unwritten(&server) {
                 continue;
             }
-            if rel.fork == Fork::Init && page::lsn(&server) == Lsn(0) {
-                // It was written before it was logged.
-                page::set_lsn(&mut ours, Lsn(0));
+            if page::lsn(&server) <= Lsn(1) {
+                // The init fork of an index and a GiST index built by sorting are written before they are logged.
+                page::set_lsn(&mut ours, page::lsn(&server));
             }
             if rel.fork == Fork::Vm && catalog.copied_by_log.contains(&rel.dbnode) {
                 let extra = (24..BLCKSZ).any(|at| ours[at] & !server[at] != 0);

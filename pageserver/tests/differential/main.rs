@@ -193,6 +193,9 @@ fn second_workload(server: &Server) -> Option<Moment> {
          CREATE TABLE second AS TABLE heap;
          CREATE INDEX ON second (k);
          DELETE FROM heap WHERE id % 2 = 0;
+         INSERT INTO kinds SELECT i, point(i, i), int4range(i, i + 1), i::text, ARRAY[i % 5, i] FROM generate_series(20001, 23000) i;
+         DELETE FROM kinds WHERE id % 4 = 0;
+         VACUUM kinds;
          VACUUM FREEZE heap;
          VACUUM FREEZE locked;
          CREATE DATABASE second TEMPLATE by_log;",

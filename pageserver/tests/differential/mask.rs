@@ -44,9 +44,14 @@ pub fn mask(page: &mut Page, access_method: &str, block: u32) {
         // The server keeps the position in the page ahead of the WAL, which has it in steps of 32.
         "S" => page[24..].fill(0),
         "brin" => mask_brin(page),
+        "hash" => mask_hash(page),
+        "gist" => mask_gist(page),
+        "gin" => mask_gin(page),
+        // Behind the magic number, the metapage remembers pages with free space, for the server's own use.
+        "spgist" if block == 0 => page[page::HEADER_LEN + 4..].fill(0),
         "vm" => {}
         _ => {
-            if usize::from(page::lower(page)) > page::HEADER_LEN {
+            if usize::from(page::lower(page)) >= page::HEADER_LEN {
                 mask_unused(page);
             }
         }
@@ -97,13 +102,61 @@ fn mask_btree(page: &mut Page) {
     page[BLCKSZ - 2..].fill(0);
     mask_unused(page);
     if flags & BTP_LEAF != 0 && flags & BTP_META == 0 {
-        for number in 1..=page::max_offset_number(page) {
-            let mut item = page::item_id(page, number).unwrap();
-            if item.flags == LP_DEAD {
-                item.flags = LP_NORMAL;
-                page::set_item_id(page, number, item).unwrap();
-            }
+        mask_dead_items(page);
+    }
+}
+
+/// Index scans mark items dead without a record.
+fn mask_dead_items(page: &mut Page) {
+    for number in 1..=page::max_offset_number(page) {
+        let mut item = page::item_id(page, number).unwrap();
+        if item.flags == LP_DEAD {
+            item.flags = LP_NORMAL;
+            page::set_item_id(page, number, item).unwrap();
         }
+    }
+}
+
+/// Everything behind the page header, of a page whose contents do not matter.
+fn mask_content(page: &mut Page) {
+    page[page::PD_LOWER..].fill(0);
+}
+
+/// Flags of hash and GiST pages, 4 bytes from the end; of GIN pages 2.
+fn special_flags(page: &Page, from_end: usize) -> u16 {
+    u16::from_le_bytes([page[BLCKSZ - from_end], page[BLCKSZ - from_end + 1]])
+}
+
+fn mask_hash(page: &mut Page) {
+    let flags = special_flags(page, 4);
+    mask_unused(page);
+    match flags & 0xf {
+        0 => mask_content(page),
+        // Overflow and bucket pages.
+        1 | 2 => mask_dead_items(page),
+        _ => {}
+    }
+    // LH_PAGE_HAS_DEAD_TUPLES.
+    page[BLCKSZ - 4..BLCKSZ - 2].copy_from_slice(&(flags & !0x80).to_le_bytes());
+}
+
+fn mask_gist(page: &mut Page) {
+    let flags = special_flags(page, 4);
+    mask_unused(page);
+    // The NSN, a position in the WAL.
+    page[BLCKSZ - 16..BLCKSZ - 8].fill(0);
+    if flags & 1 != 0 {
+        mask_dead_items(page);
+    }
+    // F_FOLLOW_RIGHT and F_HAS_GARBAGE.
+    page[BLCKSZ - 4..BLCKSZ - 2].copy_from_slice(&(flags & !0x18).to_le_bytes());
+}
+
+fn mask_gin(page: &mut Page) {
+    if special_flags(page, 2) & 4 != 0 {
+        mask_content(page);
+    } else if usize::from(page::lower(page)) > page::HEADER_LEN {
+        mask_unused(page);
     }
 }
 

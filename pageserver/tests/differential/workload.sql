@@ -131,12 +131,31 @@ ROLLBACK PREPARED 'rolled back';
 BEGIN; INSERT INTO nested VALUES (3000); SAVEPOINT s; INSERT INTO nested VALUES (3001); PREPARE TRANSACTION 'left 1';
 BEGIN; CREATE TABLE prepared_kept AS SELECT i FROM generate_series(1, 100) i; PREPARE TRANSACTION 'left 2';
 
--- BRIN, and page images of access methods whose changes are not in this workload.
+-- Every other access method: built, filled further, emptied, vacuumed, filled again.
 CREATE INDEX heap_brin ON heap USING brin (id) WITH (pages_per_range = 4);
 INSERT INTO heap SELECT i, i, repeat('brin', 20), NULL FROM generate_series(40001, 42000) i;
 SELECT brin_summarize_new_values('heap_brin');
 SELECT brin_desummarize_range('heap_brin', 0);
 VACUUM heap;
+CREATE TABLE kinds (id int, p point, r int4range, t text, a int[]);
+INSERT INTO kinds SELECT i, point(i % 97, i % 89), int4range(i, i + i % 50), md5(i::text), ARRAY[i % 10, i % 100, i]
+FROM generate_series(1, 3000) i;
+CREATE INDEX kinds_hash ON kinds USING hash (id);
+CREATE INDEX kinds_gist ON kinds USING gist (p);
+CREATE INDEX kinds_gist_range ON kinds USING gist (r);
+CREATE INDEX kinds_spgist ON kinds USING spgist (p);
+CREATE INDEX kinds_spgist_text ON kinds USING spgist (t);
+CREATE INDEX kinds_gin ON kinds USING gin (a) WITH (fastupdate = off);
+CREATE INDEX kinds_gin_list ON kinds USING gin (a) WITH (fastupdate = on);
+INSERT INTO kinds SELECT i, point(i % 193, i % 53), int4range(i % 700, i % 700 + i % 9), md5(i::text), ARRAY[i % 7, i % 1000, i]
+FROM generate_series(3001, 9000) i;
+DELETE FROM kinds WHERE id % 3 <> 1 OR id BETWEEN 4000 AND 6000;
+VACUUM kinds;
+INSERT INTO kinds SELECT i, point(i % 11, i % 13), int4range(i, i + 3), repeat('prefix', 3) || i, ARRAY[i % 3]
+FROM generate_series(10001, 12000) i;
+UPDATE kinds SET p = point(id % 7, id) WHERE id % 10 = 0;
+SELECT gin_clean_pending_list('kinds_gin_list');
+VACUUM kinds;
 
 -- Databases by both strategies; one is dropped.
 CREATE DATABASE by_log STRATEGY wal_log;
