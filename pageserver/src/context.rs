@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use crate::layers::budget::MemoryBudget;
 use crate::layers::cache::PageCache;
 
@@ -15,7 +17,12 @@ pub struct StoreContext {
     pub cache: Arc<PageCache>,
     /// How long a read waits for WAL that its ancestors lack.
     pub wait_lsn_timeout: Duration,
+    /// Turns of compaction and garbage collection.
+    pub housekeeping: Semaphore,
 }
+
+/// Timelines that are compacted or collected at the same time.
+const HOUSEKEEPING_JOBS_MAX: usize = 2;
 
 /// Sizes that the configuration decides.
 #[derive(Clone, Debug)]
@@ -51,6 +58,7 @@ impl StoreContext {
                 limits.max_file_descriptors,
             )),
             wait_lsn_timeout: limits.wait_lsn_timeout,
+            housekeeping: Semaphore::new(HOUSEKEEPING_JOBS_MAX),
         })
     }
 }

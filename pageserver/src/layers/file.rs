@@ -275,6 +275,25 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// Reads the whole file and checks every block of it. Blocking.
+    pub fn scrub(self: &Arc<Self>) -> Result<(), LayerError> {
+        let mut scan = self.scan()?;
+        let announced = scan.values_left;
+        let mut found = 0;
+        while scan.offset < self.file_len {
+            let block = scan.read_block()?;
+            if block.level() == 0 {
+                found += block.key_count() as u64;
+            }
+        }
+        if found != announced {
+            return Err(self.damaged(0, format!("found {found} values instead of {announced}")));
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Layer {
     fn drop(&mut self) {
         self.cache.forget(self.number);
@@ -302,26 +321,30 @@ pub struct LayerScan {
 }
 
 impl LayerScan {
+    /// The next block, of any level.
+    fn read_block(&mut self) -> Result<Block, LayerError> {
+        let (layer, at) = (&self.layer, self.offset);
+        let mut raw = vec![0; BLOCK_HEADER_LEN];
+        self.file
+            .read_exact(&mut raw)
+            .map_err(LayerError::io("read", layer.path()))?;
+        let header = raw.first_chunk().expect("the buffer has that length");
+        let len = format::stored_len(header);
+        let left = layer.file_len().saturating_sub(at) as usize;
+        if len > BLOCK_LEN_MAX || len > left {
+            return Err(layer.damaged(at, format!("block claims {len} bytes")));
+        }
+        raw.resize(BLOCK_HEADER_LEN + len, 0);
+        self.file
+            .read_exact(&mut raw[BLOCK_HEADER_LEN..])
+            .map_err(LayerError::io("read", layer.path()))?;
+        self.offset += raw.len() as u64;
+        cache::decode(layer, at, raw)
+    }
+
     fn next_block(&mut self) -> Result<Block, LayerError> {
         loop {
-            let layer = Arc::clone(&self.layer);
-            let at = self.offset;
-            let mut raw = vec![0; BLOCK_HEADER_LEN];
-            self.file
-                .read_exact(&mut raw)
-                .map_err(LayerError::io("read", layer.path()))?;
-            let header = raw.first_chunk().expect("the buffer has that length");
-            let len = format::stored_len(header);
-            let left = layer.file_len().saturating_sub(at) as usize;
-            if len > BLOCK_LEN_MAX || len > left {
-                return Err(layer.damaged(at, format!("block claims {len} bytes")));
-            }
-            raw.resize(BLOCK_HEADER_LEN + len, 0);
-            self.file
-                .read_exact(&mut raw[BLOCK_HEADER_LEN..])
-                .map_err(LayerError::io("read", layer.path()))?;
-            self.offset += raw.len() as u64;
-            let block = cache::decode(&layer, at, raw)?;
+            let block = self.read_block()?;
             if block.level() == 0 {
                 return Ok(block);
             }

@@ -249,13 +249,18 @@ impl DeltaLayerWriter {
         self.tree.value_count == 0
     }
 
+    /// What the layer is called if it covers the keys `key_range`.
+    pub fn name(&self, key_range: Range<Key>) -> LayerFileName {
+        let lsn_range = self.lsn_range.clone();
+        LayerFileName::Delta { key_range, lsn_range }
+    }
+
     /// Completes the layer, which covers the keys `key_range`.
     pub fn finish(self, key_range: Range<Key>) -> Result<WrittenLayer, LayerError> {
         fail::fail_point!("delta-layer-writer-fail-before-finish", |_| {
             Err(LayerError::Failpoint("delta-layer-writer-fail-before-finish"))
         });
-        let lsn_range = self.lsn_range.clone();
-        let name = LayerFileName::Delta { key_range, lsn_range };
+        let name = self.name(key_range);
         self.tree.finish(&self.dir, self.id, name)
     }
 }

@@ -164,6 +164,20 @@ impl Timeline {
         Ok(metadata)
     }
 
+    /// Makes the present cutoff durable.
+    pub(super) async fn save_cutoff(&self) -> Result<(), CrashsafeError> {
+        let mut saved = self.saved_metadata.lock().await;
+        if saved.latest_gc_cutoff_lsn == self.horizon.cutoff.load() {
+            return Ok(());
+        }
+        let end = RecordLsn {
+            last: saved.disk_consistent_lsn,
+            prev: saved.prev_record_lsn.unwrap_or_default(),
+        };
+        *saved = self.save_metadata(end).await?;
+        Ok(())
+    }
+
     /// Writes the metadata file of a timeline that has nothing to flush.
     pub(crate) async fn save_first_metadata(&self) -> Result<(), CrashsafeError> {
         let mut saved = self.saved_metadata.lock().await;

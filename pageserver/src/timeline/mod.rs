@@ -14,7 +14,11 @@
 //!
 //! Not here: what keys mean (`pgdatadir`), where WAL comes from (`walreceiver`), other timelines (`tenant`).
 
+mod compaction;
 mod flush;
+pub mod gc;
+mod housekeeping;
+mod images;
 mod info;
 mod layer_set;
 mod load;
@@ -33,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use pageserver_api::layer_name::LayerFileName;
 use pageserver_api::tenant_config::TenantConfig;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -42,6 +47,7 @@ use utils::id::{TenantId, TenantTimelineId, TimelineId};
 use utils::lsn::{AtomicLsn, Lsn, RecordLsn};
 use utils::seqwait::{LsnWait, LsnWaitError};
 
+pub use self::compaction::CompactionError;
 pub use self::flush::FlushError;
 use self::layer_set::LayerSet;
 use self::metadata::TimelineMetadata;
@@ -92,6 +98,8 @@ pub struct Timeline {
     writer_turn: Arc<tokio::sync::Mutex<()>>,
     /// What the metadata file says; its lock orders flushes and other writers of the file.
     saved_metadata: tokio::sync::Mutex<TimelineMetadata>,
+    /// Held by compaction and garbage collection, which do not run together.
+    housekeeping_turn: tokio::sync::Mutex<()>,
     /// A layer was frozen, or taken off the frozen ones.
     frozen_changed: Notify,
     horizon: Horizon,
@@ -186,6 +194,7 @@ impl Timeline {
             last_record_wait: LsnWait::new(last),
             disk_consistent: LsnWait::new(last),
             writer_turn: Arc::default(),
+            housekeeping_turn: tokio::sync::Mutex::default(),
             frozen_changed: Notify::new(),
             horizon: Horizon {
                 cutoff: AtomicLsn::new(metadata.latest_gc_cutoff_lsn),
@@ -284,9 +293,20 @@ impl Timeline {
         self.start_flushing();
     }
 
-    /// Starts serving.
-    pub fn activate(&self) {
+    /// Starts serving, and the tasks that keep its layers in order.
+    pub fn activate(self: &Arc<Self>) {
+        self.start_housekeeping();
         self.state.send_replace(TimelineState::Active);
+    }
+
+    /// Names and lengths in bytes of all layer files.
+    pub fn layer_names(&self) -> Vec<(LayerFileName, u64)> {
+        let layers = self.layers.load();
+        let described = layers
+            .files
+            .iter()
+            .map(|layer| (layer.name().clone(), layer.file_len()));
+        described.collect()
     }
 
     /// Declares the imported cluster complete: its history begins at the last record.

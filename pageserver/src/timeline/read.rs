@@ -81,6 +81,24 @@ impl Timeline {
             .await
     }
 
+    /// Values of many keys, at an LSN that may be below the cutoff as long as the layers are there.
+    pub(super) async fn read_many(&self, keys: &[Key], lsn: Lsn) -> Result<Vec<Option<Bytes>>, ReadError> {
+        let mut sorted = keys.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut states: Vec<ReadState> = sorted
+            .iter()
+            .map(|key| ReadState::new(*key, upper_of(lsn)))
+            .collect();
+        self.collect(&mut states, lsn).await?;
+        let values: Vec<Option<Bytes>> = states
+            .into_iter()
+            .map(|state| finish(state, lsn))
+            .collect::<Result<_, _>>()?;
+        let place = |key| sorted.binary_search(key).expect("every key asked for was read");
+        Ok(keys.iter().map(|key| values[place(key)].clone()).collect())
+    }
+
     /// The keys of `range` that may have a version at or below `lsn`, ascending.
     pub(super) async fn keys(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<Key>, ReadError> {
         let (mut timeline, mut lsn) = (self, lsn);
@@ -180,20 +198,7 @@ impl ReadStore for Timeline {
 
     async fn get_many(&self, keys: &[Key], lsn: Lsn) -> Result<Vec<Option<Bytes>>, ReadError> {
         self.check_readable(lsn)?;
-        let mut sorted = keys.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
-        let mut states: Vec<ReadState> = sorted
-            .iter()
-            .map(|key| ReadState::new(*key, upper_of(lsn)))
-            .collect();
-        self.collect(&mut states, lsn).await?;
-        let values: Vec<Option<Bytes>> = states
-            .into_iter()
-            .map(|state| finish(state, lsn))
-            .collect::<Result<_, _>>()?;
-        let place = |key| sorted.binary_search(key).expect("every key asked for was read");
-        Ok(keys.iter().map(|key| values[place(key)].clone()).collect())
+        self.read_many(keys, lsn).await
     }
 
     async fn scan(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<(Key, Bytes)>, ReadError> {

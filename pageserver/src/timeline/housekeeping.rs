@@ -1,0 +1,84 @@
+//! The background tasks of a timeline: compaction and garbage collection, each in its period.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Timeline;
+use super::gc::Retention;
+use crate::layers::LayerError;
+
+/// How often a task whose period is 0, that is, which is off, looks whether that has changed.
+const OFF_CHECK_PERIOD: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy)]
+enum Job {
+    Compaction,
+    Gc,
+}
+
+impl Timeline {
+    pub(super) fn start_housekeeping(self: &Arc<Self>) {
+        for job in [Job::Compaction, Job::Gc] {
+            let timeline = Arc::clone(self);
+            self.spawn(async move {
+                let stopping = timeline.cancel.clone();
+                tokio::select! {
+                    () = stopping.cancelled() => {}
+                    () = timeline.repeat(job) => {}
+                }
+            });
+        }
+    }
+
+    /// Reads all layer files of the timeline and returns what is wrong with them.
+    pub async fn scrub(&self) -> Vec<LayerError> {
+        let files = self.layers.load().files.clone();
+        let check = move || files.iter().filter_map(|layer| layer.scrub().err()).collect();
+        super::blocking(check).await
+    }
+
+    async fn repeat(self: &Arc<Self>, job: Job) {
+        loop {
+            let period = self.period(job);
+            // Spread, so that not all timelines work at the same time after a start.
+            let wait = if period.is_zero() {
+                OFF_CHECK_PERIOD
+            } else {
+                period.mul_f64(rand::random_range(0.8..1.2))
+            };
+            tokio::time::sleep(wait).await;
+            if self.period(job).is_zero() {
+                continue;
+            }
+            let turn = self.context.housekeeping.acquire().await;
+            let _turn = turn.expect("the semaphore is never closed");
+            if let Err(error) = self.run(job).await {
+                tracing::error!(tenant_id = %self.tenant_id, timeline_id = %self.timeline_id,
+                    "housekeeping failed, will retry in its next period: {error:#}");
+            }
+        }
+    }
+
+    fn period(&self, job: Job) -> Duration {
+        let config = self.config.load();
+        match job {
+            Job::Compaction => config.compaction_period,
+            Job::Gc => config.gc_period,
+        }
+    }
+
+    async fn run(self: &Arc<Self>, job: Job) -> anyhow::Result<()> {
+        match job {
+            Job::Compaction => self.compact().await?,
+            Job::Gc => {
+                let config = self.config();
+                let retention = Retention {
+                    horizon_bytes: config.gc_horizon,
+                    pitr: config.pitr_interval,
+                };
+                self.gc(retention).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! Image layers: made where so many deltas lie over the last image that reads become slow.
+//!
+//! What is dropped or cut off is not copied: a block counts while its relation fork's directory entry says
+//! that the fork exists, and the block is below the fork's size.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pageserver_api::key::{Key, KeyKind, rel_dir_entry_key, rel_size_key};
+use pageserver_api::layer_name::LayerFileName;
+use pageserver_api::reltag::RelTag;
+use utils::crashsafe;
+use utils::lsn::Lsn;
+
+use super::compaction::CompactionError;
+use super::{ReadError, Timeline};
+use crate::layers::file::Layer;
+use crate::layers::map::LayerMap;
+use crate::layers::writer::{ImageLayerWriter, WrittenLayer};
+
+/// Keys read together; bounds the pages in memory.
+const BATCH_KEYS: usize = 256;
+
+impl Timeline {
+    /// Makes image layers for all key ranges that need them.
+    pub(super) async fn create_images(self: &Arc<Self>) -> Result<(), CompactionError> {
+        let files = self.layers.load().files.clone();
+        let Some(lsn) = image_lsn(&files) else {
+            return Ok(());
+        };
+        for range in ranges_to_image(&files, self.config().image_creation_threshold.max(1)) {
+            self.create_image(range, lsn).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the image layers of `range`, which is made of `parts`.
+    async fn create_image(self: &Arc<Self>, parts: Vec<Range<Key>>, lsn: Lsn) -> Result<(), CompactionError> {
+        let timeline = Arc::clone(self);
+        let runtime = tokio::runtime::Handle::current();
+        // Writing blocks, reading does so rarely: both run on a thread that may block.
+        let written = super::blocking(move || -> Result<_, CompactionError> {
+            let mut job = ImageJob::new(timeline, lsn);
+            runtime.block_on(job.run(&parts))?;
+            fail::fail_point!("image-creation-before-sync");
+            crashsafe::fsync_dir(&job.timeline.dir)?;
+            fail::fail_point!("image-creation-after-sync");
+            Ok(job.written)
+        })
+        .await?;
+        self.replace_files(written, Default::default());
+        Ok(())
+    }
+}
+
+/// Up to where compacted deltas reach: images are made there.
+fn image_lsn(files: &LayerMap) -> Option<Lsn> {
+    let deltas = files
+        .iter()
+        .filter(|layer| layer.name().is_delta() && !layer.name().is_l0());
+    let last = deltas.map(|layer| layer.name().lsn_range().end).max()?;
+    Some(Lsn(last.0 - 1))
+}
+
+/// Key ranges in which at least `threshold` deltas lie above the newest image. Each comes as the parts
+/// between the bounds of layers, which adjoin.
+fn ranges_to_image(files: &LayerMap, threshold: usize) -> Vec<Vec<Range<Key>>> {
+    let mut layers: Vec<&Arc<Layer>> = files.iter().filter(|layer| !layer.name().is_l0()).collect();
+    layers.sort_by_key(|layer| layer.name().key_range().start);
+    let keys = |layer: &&Arc<Layer>| [layer.name().key_range().start, layer.name().key_range().end];
+    let mut bounds: Vec<Key> = layers.iter().flat_map(keys).collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+
+    let mut ranges: Vec<Vec<Range<Key>>> = Vec::new();
+    let (mut active, mut coming): (Vec<&LayerFileName>, _) = (Vec::new(), layers.iter().peekable());
+    for part in bounds.windows(2).map(|pair| pair[0]..pair[1]) {
+        active.retain(|name| name.key_range().end > part.start);
+        while let Some(layer) = coming.next_if(|layer| layer.name().key_range().start <= part.start) {
+            active.push(layer.name());
+        }
+        if deltas_above_image(&active) < threshold {
+            continue;
+        }
+        match ranges.last_mut() {
+            Some(range) if range.last().is_some_and(|last| last.end == part.start) => range.push(part),
+            _ => ranges.push(vec![part]),
+        }
+    }
+    ranges
+}
+
+fn deltas_above_image(covering: &[&LayerFileName]) -> usize {
+    let images = covering.iter().filter(|name| !name.is_delta());
+    let newest = images.map(|name| name.lsn_range().end).max().unwrap_or(Lsn(0));
+    let above = |name: &&&LayerFileName| name.is_delta() && name.lsn_range().end > newest;
+    covering.iter().filter(above).count()
+}
+
+struct ImageJob {
+    timeline: Arc<Timeline>,
+    lsn: Lsn,
+    /// The file being filled, and the start of its key range.
+    open: Option<(ImageLayerWriter, Key)>,
+    /// Number of blocks of the relation forks met, 0 for those that were dropped.
+    sizes: HashMap<RelTag, Option<u32>>,
+    written: Vec<WrittenLayer>,
+}
+
+impl ImageJob {
+    fn new(timeline: Arc<Timeline>, lsn: Lsn) -> Self {
+        ImageJob {
+            timeline,
+            lsn,
+            open: None,
+            sizes: HashMap::new(),
+            written: Vec::new(),
+        }
+    }
+
+    /// Images of all keys in the adjoining `parts`.
+    async fn run(&mut self, parts: &[Range<Key>]) -> Result<(), CompactionError> {
+        let (first, last) = (parts.first(), parts.last());
+        let mut start = first.expect("a range has parts").start;
+        let end = last.expect("a range has parts").end;
+        let target_bytes = self.timeline.config().compaction_target_size;
+        for part in parts {
+            let keys = self.timeline.keys(part.clone(), self.lsn).await?;
+            for batch in keys.chunks(BATCH_KEYS) {
+                let full = self
+                    .open
+                    .as_ref()
+                    .is_some_and(|(open, _)| open.bytes() >= target_bytes);
+                if full {
+                    self.close(batch[0])?;
+                    start = batch[0];
+                }
+                self.add(batch, start).await?;
+            }
+        }
+        self.close(end)
+    }
+
+    fn close(&mut self, end: Key) -> Result<(), CompactionError> {
+        if let Some((writer, start)) = self.open.take() {
+            self.written.push(writer.finish(start..end)?);
+        }
+        Ok(())
+    }
+
+    async fn add(&mut self, keys: &[Key], start: Key) -> Result<(), CompactionError> {
+        let values = self.timeline.read_many(keys, self.lsn).await?;
+        for (key, value) in keys.iter().zip(values) {
+            let Some(value) = value else { continue };
+            if !self.is_live(*key).await? {
+                continue;
+            }
+            let (writer, _) = match &mut self.open {
+                Some(open) => open,
+                None => {
+                    let timeline = &self.timeline;
+                    let writer = ImageLayerWriter::create(&timeline.dir, timeline.id(), start, self.lsn)?;
+                    self.open.insert((writer, start))
+                }
+            };
+            writer.add(*key, &value)?;
+        }
+        Ok(())
+    }
+
+    async fn is_live(&mut self, key: Key) -> Result<bool, ReadError> {
+        Ok(match key.kind() {
+            Some(KeyKind::RelBlock { rel, block }) => self.size(rel).await?.is_none_or(|size| block < size),
+            Some(KeyKind::RelSize(rel)) => self.size(rel).await? != Some(0),
+            _ => true,
+        })
+    }
+
+    /// Number of blocks; `None` if that cannot be told, so that nothing is left out.
+    async fn size(&mut self, rel: RelTag) -> Result<Option<u32>, ReadError> {
+        if let Some(size) = self.sizes.get(&rel) {
+            return Ok(*size);
+        }
+        let keys = [rel_dir_entry_key(rel), rel_size_key(rel)];
+        let values = self.timeline.read_many(&keys, self.lsn).await?;
+        let size = match &values[..] {
+            [Some(entry), _] if entry[..] == [0] => Some(0),
+            [Some(_), Some(size)] => size_of(size),
+            _ => None,
+        };
+        self.sizes.insert(rel, size);
+        Ok(size)
+    }
+}
+
+fn size_of(raw: &Bytes) -> Option<u32> {
+    let raw: [u8; 4] = raw[..].try_into().ok()?;
+    Some(u32::from_le_bytes(raw))
+}
