@@ -7,7 +7,7 @@ use broker::Subscription;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 use utils::id::NodeId;
 
 use super::Source;
@@ -103,6 +103,7 @@ impl Manager {
             let receiving = receive(&source, &address, &status);
             let result = token.run_until_cancelled(receiving).await;
             status.disconnected();
+            // `None`: it was given up, which has been logged already.
             result.unwrap_or(Ok(()))
         };
         let task = tokio::spawn(work.instrument(span));
@@ -113,9 +114,9 @@ impl Manager {
         self.running = None;
         self.selection.ended(Instant::now(), self.status.worked());
         match result {
-            Ok(()) => info!("the safekeeper ended the stream"),
+            Ok(()) => info!("the stream from the safekeeper has ended"),
             Err(error) if error.is_expected() => info!("connection to the safekeeper ended: {error}"),
-            Err(error) => tracing::error!("receiving WAL failed: {:#}", anyhow::Error::new(error)),
+            Err(error) => error!("receiving WAL failed: {:#}", anyhow::Error::new(error)),
         }
     }
 

@@ -174,15 +174,17 @@ impl Selection {
         let Some((node, best)) = self.best(now, Some(current)) else {
             return Decision::Wait(silence_ends);
         };
-        let ahead = best.commit_lsn.saturating_sub(progress.received);
-        if ahead >= limits.max_lsn_wal_lag && progress.silent_since.is_some() {
+        // Lag is the present safekeeper's, not ours: while we catch up with it, all have far more than we.
+        let present = self.candidates.get(&current);
+        let present = present.map_or(progress.received, |own| own.commit_lsn.max(progress.received));
+        if best.commit_lsn.saturating_sub(present) >= limits.max_lsn_wal_lag {
             return Decision::Connect {
                 node,
                 address: best.address.clone(),
-                reason: "it has much more WAL than the present one has sent",
+                reason: "it has much more WAL than the present one",
             };
         }
-        if ahead == 0 {
+        if best.commit_lsn <= progress.received {
             return Decision::Wait(silence_ends);
         }
         let stuck_at = progress.wal_at + timeout;

@@ -154,16 +154,27 @@ fn a_lone_silent_safekeeper_is_left_and_tried_again() {
 }
 
 #[test]
-fn one_far_ahead_is_preferred_at_once_unless_we_are_the_slow_ones() {
+fn one_far_ahead_is_preferred_at_once() {
     let mut model = Model::new();
     model.heard(1, 100);
     model.connected(1, 100);
     model.heard(2, 1099);
     model.check("wait 3000");
     model.heard(2, 1100);
-    model.progress.as_mut().unwrap().silent_since = None;
+    model.check("connect 2");
+}
+
+#[test]
+fn while_it_sends_what_we_lack_nobody_else_is_better() {
+    let mut model = Model::new();
+    model.heard(1, 50_000);
+    model.heard(2, 50_900);
+    model.connected(1, 100);
     model.check("wait 3000");
-    model.received(100);
+    model.now = 2900;
+    model.received(20_000);
+    model.check("wait 5900");
+    model.heard(2, 51_000);
     model.check("connect 2");
 }
 
