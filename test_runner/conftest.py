@@ -2,9 +2,14 @@
 
 import os
 
-import pytest
+from fixtures.paths import output_root
 
 pytest_plugins = ("fixtures.neon_env",)
+
+
+def pytest_configure(config):
+    """Chooses the directory for files before workers are started, so that all of them share it, and its ports."""
+    output_root()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use hyper::Method;
-use pageserver_api::models::{TenantInfo, TimelineCreateRequest, TimelineInfo};
+use pageserver_api::models::{TenantInfo, TenantState, TimelineCreateRequest, TimelineInfo};
 use postgres_client::Host;
 use serde_json::{Map, Value};
 use tokio::io::AsyncReadExt;
@@ -133,7 +133,7 @@ impl<'a> Pageserver<'a> {
             environment.push(("NEON_AUTH_TOKEN", self.env.token(None, Scope::SafekeeperData)?));
         }
         let program = self.env.binary("pageserver");
-        let ready = async || self.status().await;
+        let ready = async || self.loaded().await;
         self.daemon()
             .start(&program, &self.arguments(overrides), &environment, ready)
             .await
@@ -147,6 +147,15 @@ impl<'a> Pageserver<'a> {
     /// Asks whether it serves.
     pub async fn status(&self) -> Result<()> {
         self.api.get::<Value>("/v1/status").await.map(drop)
+    }
+
+    /// Fails while a tenant is still being loaded: commands that follow a start want its timelines.
+    async fn loaded(&self) -> Result<()> {
+        let busy = |tenant: &TenantInfo| tenant.state == TenantState::Loading;
+        match self.tenants().await?.iter().find(|tenant| busy(tenant)) {
+            Some(tenant) => bail!("tenant {} is being loaded", tenant.id),
+            None => Ok(()),
+        }
     }
 
     /// All tenants.

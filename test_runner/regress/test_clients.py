@@ -57,10 +57,10 @@ def test_dump_and_restore(neon_simple_env: NeonEnv):
     file.write_text(dump)
     neon_simple_env.run_pg("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-f", str(file), endpoint.dsn("restored"))
     checksum = "SELECT count(*), md5(string_agg(i || s, ',' ORDER BY i)) FROM t"
-    assert endpoint.sql(checksum) == endpoint.sql(checksum, "restored")
+    assert endpoint.sql(checksum) == endpoint.sql(checksum, dbname="restored")
     assert endpoint.value("SELECT nextval('q')", "restored") == 7
     endpoint.restart()
-    assert endpoint.sql(checksum) == endpoint.sql(checksum, "restored")
+    assert endpoint.sql(checksum) == endpoint.sql(checksum, dbname="restored")
 
 
 def test_version_is_that_of_the_stock_server(neon_simple_env: NeonEnv):

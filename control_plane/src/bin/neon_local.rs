@@ -14,8 +14,19 @@ async fn main() -> anyhow::Result<()> {
         None
     };
     if let Err(error) = run(cli.command, env).await {
-        eprintln!("command failed: {error:?}");
+        eprintln!("command failed: {}", describe(&error));
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// The error and its causes, a line each; no backtrace, which says nothing to a user.
+fn describe(error: &anyhow::Error) -> String {
+    let causes = error.chain().skip(1).map(|cause| format!("\n    {cause}"));
+    let causes: String = causes.collect();
+    if causes.is_empty() {
+        error.to_string()
+    } else {
+        format!("{error}\n\nCaused by:{causes}")
+    }
 }
