@@ -5,6 +5,7 @@
 //! (`postgres_ffi`) or of any wire protocol (`pq_proto`).
 
 pub mod auth;
+pub mod blocking;
 pub mod crashsafe;
 pub mod failpoints;
 pub mod http;

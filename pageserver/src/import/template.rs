@@ -63,8 +63,7 @@ impl ClusterTemplate {
     async fn get(&self) -> Result<Template, ImportError> {
         let _turn = self.making.lock().await;
         let (workdir, initdb) = (self.workdir.clone(), self.initdb.clone());
-        let made = tokio::task::spawn_blocking(move || find_or_make(&workdir, &initdb)).await;
-        made.map_err(|e| ImportError::Initdb(format!("making the cluster template failed: {e}")))?
+        utils::blocking::run(move || find_or_make(&workdir, &initdb)).await
     }
 }
 

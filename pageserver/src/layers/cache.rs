@@ -5,13 +5,14 @@
 //! itself goes to a thread that may block.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rustix::io::ReadWriteFlags;
+use utils::blocking;
 
 use super::LayerError;
 use super::block::Block;
@@ -80,7 +81,7 @@ impl PageCache {
             Ok(read) if read == len => return Ok(raw),
             _ => {}
         }
-        blocking(move || file.read_exact_at(&mut raw, offset).map(|()| raw))
+        blocking::run(move || file.read_exact_at(&mut raw, offset).map(|()| raw))
             .await
             .map_err(LayerError::io("read", layer.path()))
     }
@@ -90,7 +91,7 @@ impl PageCache {
             return Ok(file);
         }
         let path = layer.path().to_owned();
-        let file = blocking(move || File::open(path))
+        let file = blocking::run(move || File::open(path))
             .await
             .map_err(LayerError::io("open", layer.path()))?;
         let file = Arc::new(file);
@@ -109,10 +110,4 @@ pub fn decode(layer: &Layer, offset: u64, raw: Vec<u8>) -> Result<Block, LayerEr
     format::decode_block(raw, offset)
         .and_then(|(level, payload)| Block::new(level, layer.key_len(), payload))
         .map_err(|reason| layer.damaged(offset, reason))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("reading a file does not panic")
 }

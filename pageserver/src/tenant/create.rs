@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use utils::blocking;
 use utils::crashsafe::{self, CrashsafeError};
 use utils::id::{TenantTimelineId, TimelineId};
 use utils::lsn::{Lsn, RecordLsn};
@@ -129,7 +130,7 @@ impl Tenant {
             config: Arc::clone(&self.config),
             context: Arc::clone(&self.context),
         });
-        // From here on dropping the result undoes everything.
+        // From here on dropping the result undoes everything, soon; `abort` has done so when it returns.
         let unfinished = UninitTimeline {
             tenant: Arc::clone(self),
             timeline: Some(Arc::clone(&timeline)),
@@ -137,7 +138,10 @@ impl Tenant {
             start: metadata.disk_consistent_lsn,
             id,
         };
-        blocking(move || start_files(&dir)).await?;
+        if let Err(error) = blocking::run(move || start_files(&dir)).await {
+            unfinished.abort().await;
+            return Err(error);
+        }
         timeline.start();
         Ok(unfinished)
     }
@@ -186,12 +190,6 @@ async fn branch_start(ancestor: &Timeline, spec: &BranchSpec) -> Result<RecordLs
     Ok(RecordLsn { last: lsn, prev })
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("writing files does not panic")
-}
-
 /// Mark, then directory.
 fn start_files(dir: &Path) -> Result<(), CreateTimelineError> {
     let mark = paths::uninit_mark(dir);
@@ -218,8 +216,16 @@ impl UninitTimeline {
         self.timeline.as_ref().expect("it is taken out only by finishing")
     }
 
-    /// Makes the timeline real and active.
+    /// Makes the timeline real and active. On failure nothing of it is left, so that it can be tried again.
     pub async fn finish(mut self) -> Result<Arc<Timeline>, CreateTimelineError> {
+        let finished = self.try_finish().await;
+        if finished.is_err() {
+            self.abort().await;
+        }
+        finished
+    }
+
+    async fn try_finish(&mut self) -> Result<Arc<Timeline>, CreateTimelineError> {
         fail::fail_point!("before-checkpoint-new-timeline", |_| {
             Err(CreateTimelineError::Failpoint("before-checkpoint-new-timeline"))
         });
@@ -232,7 +238,7 @@ impl UninitTimeline {
             timeline.save_first_metadata().await?;
         }
         let mark = paths::uninit_mark(&self.dir);
-        blocking(move || crashsafe::remove_file(&mark)).await?;
+        blocking::run(move || crashsafe::remove_file(&mark)).await?;
         let timeline = self.timeline.take().expect("it is taken out only here");
         let mut timelines = self.tenant.timelines.write();
         let before = timelines.insert(self.id, Arc::clone(&timeline));
@@ -260,7 +266,7 @@ async fn undo(tenant: Arc<Tenant>, timeline: Arc<Timeline>) {
         ancestor.remove_branch_point(id);
     }
     let dir = timeline.dir().to_owned();
-    if let Err(error) = blocking(move || paths::remove_unfinished_timeline(&dir)).await {
+    if let Err(error) = blocking::run(move || paths::remove_unfinished_timeline(&dir)).await {
         // Left to the next load of the tenant, or to the next try.
         tracing::warn!(tenant_id = %tenant.id, timeline_id = %id, "cannot remove unfinished timeline: {error}");
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use pageserver_api::tenant_config::{TenantConfig, TenantConfigOverrides};
 use parking_lot::RwLock;
+use utils::blocking;
 use utils::crashsafe::{self, CrashsafeError, TEMP_SUFFIX};
 use utils::id::TenantId;
 
@@ -111,7 +112,7 @@ impl TenantManager {
         }
         let dir = paths::tenant_dir(&self.config.workdir, id);
         let (made, settings) = (dir.clone(), overrides.clone());
-        blocking(move || create_files(&made, &settings)).await?;
+        blocking::run(move || create_files(&made, &settings)).await?;
         let tenant = self.make(id, dir, overrides);
         self.tenants.write().insert(id, Arc::clone(&tenant));
         tenant.activate();
@@ -124,7 +125,7 @@ impl TenantManager {
     /// The directory of all tenants cannot be read.
     pub async fn load_all(&self) -> Result<(), LoadError> {
         let workdir = self.config.workdir.clone();
-        let found = blocking(move || find_tenants(&workdir)).await?;
+        let found = blocking::run(move || find_tenants(&workdir)).await?;
         let mut loading = tokio::task::JoinSet::new();
         for id in found {
             let dir = paths::tenant_dir(&self.config.workdir, id);
@@ -170,7 +171,7 @@ impl TenantManager {
 
 async fn load_tenant(tenant: Arc<Tenant>) {
     let reader = Arc::clone(&tenant);
-    match blocking(move || reader.load_timelines()).await {
+    match blocking::run(move || reader.load_timelines()).await {
         Ok(()) => tenant.activate(),
         Err(error) => tenant.set_broken(error_chain(&error)),
     }
@@ -202,12 +203,6 @@ fn error_chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("working on files does not panic")
 }
 
 /// Makes the tenant's directory under a temporary name and renames it.

@@ -165,9 +165,7 @@ impl Tenant {
     /// Replaces all settings made for this tenant, durably.
     pub async fn set_overrides(&self, overrides: TenantConfigOverrides) -> Result<(), CrashsafeError> {
         let (dir, written) = (self.dir.clone(), overrides.clone());
-        tokio::task::spawn_blocking(move || config::write(&dir, &written))
-            .await
-            .expect("writing a file does not panic")?;
+        utils::blocking::run(move || config::write(&dir, &written)).await?;
         self.config.store(Arc::new(overrides.over(&self.defaults)));
         *self.overrides.lock() = overrides;
         Ok(())
@@ -199,9 +197,7 @@ impl Tenant {
             ancestor.remove_branch_point(id);
         }
         let dir = timeline.dir().to_owned();
-        tokio::task::spawn_blocking(move || paths::remove_timeline_dir(&dir))
-            .await
-            .expect("removing files does not panic")?;
+        utils::blocking::run(move || paths::remove_timeline_dir(&dir)).await?;
         Ok(())
     }
 

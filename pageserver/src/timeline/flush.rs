@@ -130,7 +130,7 @@ impl Timeline {
         layer: &Arc<InMemoryLayer>,
     ) -> Result<Vec<WrittenLayer>, FlushError> {
         let (timeline, layer) = (Arc::clone(self), Arc::clone(layer));
-        super::blocking(move || {
+        utils::blocking::run(move || {
             let (dir, id) = (timeline.dir(), timeline.id());
             let is_import = timeline.ancestor.is_none() && timeline.layers.load().files.is_empty();
             let written = match is_import.then(|| write_images(dir, id, &layer)) {
@@ -160,7 +160,7 @@ impl Timeline {
             pg_version: self.pg_version,
         };
         let dir = self.dir.clone();
-        super::blocking(move || metadata.write(&dir)).await?;
+        utils::blocking::run(move || metadata.write(&dir)).await?;
         Ok(metadata)
     }
 

@@ -374,13 +374,6 @@ impl Timeline {
     }
 }
 
-/// Runs work on files where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("working on files does not panic")
-}
-
 impl fmt::Debug for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Timeline({})", self.id())
