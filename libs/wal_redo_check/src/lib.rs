@@ -17,6 +17,7 @@ mod report;
 mod route;
 mod samples;
 mod segments;
+mod slru;
 mod worker;
 
 use std::path::PathBuf;
@@ -84,10 +85,12 @@ pub fn check(options: &Options) -> Result<Report> {
             (sender, thread)
         })
         .unzip();
-    let mut router = Router::new(senders);
+    let mut router = Router::new(senders, options);
     let mut records = WalRecords::new(source, options.start);
     let outcome = route_all(&mut records, &mut router);
-    let mut report = router.finish();
+    let mut report = router
+        .finish(options.compare.as_deref())
+        .context("cannot read pages to compare with")?;
     let mut samples = Samples::default();
     for worker in workers {
         let part = worker

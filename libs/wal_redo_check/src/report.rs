@@ -105,6 +105,8 @@ pub struct Report {
     pub final_pages_equal: u64,
     /// Pages different from those of the data directory at the end.
     pub final_pages_differing: u64,
+    /// Pages of commit status and multixacts equal to those of the data directory at the end.
+    pub slru_pages_equal: u64,
     /// Resource manager the report is restricted to.
     #[serde(skip)]
     pub only: Option<u8>,
@@ -198,6 +200,22 @@ impl Report {
             kind: "final state".to_owned(),
             page: page_text(tag),
             what: difference.0,
+        });
+    }
+
+    /// A page of an SLRU was compared with the data directory's at the end.
+    pub fn slru_page_at_end(&mut self, directory: &str, page: u32, equal: bool) {
+        if equal {
+            self.slru_pages_equal += 1;
+            return;
+        }
+        self.final_pages_differing += 1;
+        self.push(Finding {
+            lsn: Lsn(0),
+            rmgr: "-".to_owned(),
+            kind: "final state".to_owned(),
+            page: format!("page {page} of {directory}"),
+            what: "differs".to_owned(),
         });
     }
 
@@ -342,7 +360,8 @@ impl Report {
         let total = self.total();
         format!(
             "{}: {} records ({} MB) from {} to {}, {} blocks equal, {} mismatches, {} errors, {} unknown, \
-             {} restored from images, {} started from images, {} gaps, final pages {} equal {} differing",
+             {} restored from images, {} started from images, {} gaps, final pages {} equal {} differing, \
+             SLRU pages {} equal",
             if self.passed() { "ok" } else { "FAILED" },
             total.records,
             total.bytes / 1_000_000,
@@ -356,7 +375,8 @@ impl Report {
             total.started,
             self.gaps,
             self.final_pages_equal,
-            self.final_pages_differing
+            self.final_pages_differing,
+            self.slru_pages_equal
         )
     }
 }

@@ -1,8 +1,9 @@
 //! From records to work for the threads that own the pages.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::mem;
+use std::path::Path;
 use std::sync::mpsc::SyncSender;
+use std::{io, mem};
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
@@ -22,7 +23,9 @@ use postgres_ffi::v15::xact::XactEnd;
 use utils::lsn::Lsn;
 use wal_redo::PageTag;
 
+use crate::Options;
 use crate::report::Report;
+use crate::slru::Slrus;
 
 /// Items of work sent to a worker at a time.
 const BATCH_LEN: usize = 256;
@@ -70,24 +73,30 @@ pub struct Router {
     workers: Vec<SyncSender<Vec<Work>>>,
     batches: Vec<Vec<Work>>,
     report: Report,
+    /// Kept if there is a base directory to start from.
+    slrus: Option<Slrus>,
 }
 
 impl Router {
-    pub fn new(workers: Vec<SyncSender<Vec<Work>>>) -> Self {
+    pub fn new(workers: Vec<SyncSender<Vec<Work>>>, options: &Options) -> Self {
         Router {
             batches: workers.iter().map(|_| Vec::with_capacity(BATCH_LEN)).collect(),
             workers,
             report: Report::default(),
+            slrus: options.base.as_deref().map(Slrus::new),
         }
     }
 
     /// Sends what is left and lets the workers finish.
-    pub fn finish(mut self) -> Report {
+    pub fn finish(mut self, compare: Option<&Path>) -> io::Result<Report> {
         for worker in 0..self.workers.len() {
             // A worker that is gone has panicked; joining it tells.
             let _ = self.send_batch(worker);
         }
-        self.report
+        if let (Some(root), Some(slrus)) = (compare, &self.slrus) {
+            slrus.compare(root, &mut self.report)?;
+        }
+        Ok(self.report)
     }
 
     fn send_batch(&mut self, worker: usize) -> Result<()> {
@@ -117,6 +126,7 @@ impl Router {
     }
 
     pub fn forget_all(&mut self) -> Result<()> {
+        self.slrus = None;
         self.send_to_all(Work::ForgetAll)
     }
 
@@ -142,6 +152,11 @@ impl Router {
                 block: block.id,
             };
             self.send_to_owner(&tag, work)?;
+        }
+        if let Some(slrus) = &mut self.slrus {
+            slrus
+                .record(end, &parsed, &record)
+                .with_context(|| format!("record ending at {end}"))?;
         }
         self.files(&parsed)
             .with_context(|| format!("record ending at {end}"))

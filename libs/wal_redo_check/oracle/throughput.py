@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Replay throughput: native redo beside stock PostgreSQL's recovery of the same WAL.
+
+WAL of a pgbench and of a bulk load is written with full_page_writes = off and no consistency images. Then PostgreSQL
+recovers it from a copy of the data directory (its startup process reports its CPU time), and wal_redo_check replays
+it from the same copy. Rates are per second of CPU, so the machine may be busy and the number of threads does not matter.
+
+    throughput.py [--checker BIN] [--work DIR] [--scale N] [--seconds N]
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import run
+
+SETTINGS = {
+    "wal_consistency_checking": "",
+    "archive_mode": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "checkpoint_timeout": "1d",
+    "max_wal_size": "100GB",
+    "shared_buffers": "512MB",
+    "log_min_messages": "log",
+}
+BULK_LOAD = """
+CREATE TABLE bulk (id int PRIMARY KEY, a int, t text);
+INSERT INTO bulk SELECT i, i % 1000, md5(i::text) FROM generate_series(1, 1500000) i;
+CREATE INDEX bulk_a ON bulk (a);
+COPY bulk TO '{file}';
+CREATE TABLE copied (LIKE bulk INCLUDING ALL);
+COPY copied FROM '{file}';
+"""
+
+
+def workload(server: run.Server, name: str, args):
+    if name == "bulk load":
+        script = server.work / "bulk.sql"
+        script.write_text(BULK_LOAD.format(file=server.work / "bulk.copy"))
+        server.sql("-d", "postgres", "-v", "ON_ERROR_STOP=1", "-f", script)
+    else:
+        target = ["-h", server.sockets, "-p", server.port, "-U", "postgres", "postgres"]
+        server.run("pgbench", "-i", "-s", args.scale, *target)
+        server.run("pgbench", "-c", "4", "-T", args.seconds, "-n", *target)
+
+
+def recover(server: run.Server) -> float:
+    """CPU seconds of PostgreSQL's startup process on the WAL behind the base copy."""
+    shutil.rmtree(server.data / "pg_wal" / "archive_status", ignore_errors=True)
+    recovered = server.work / "recovered"
+    subprocess.run(["cp", "-a", server.base, recovered], check=True)
+    shutil.rmtree(recovered / "pg_wal")
+    subprocess.run(["cp", "-a", server.data / "pg_wal", recovered / "pg_wal"], check=True)
+    # The base was shut down; with this state PostgreSQL recovers from its checkpoint.
+    control = recovered / "global" / "pg_control"
+    raw = bytearray(control.read_bytes())
+    state_offset, in_production = 16, 6
+    raw[state_offset : state_offset + 4] = in_production.to_bytes(4, "little")
+    crc_offset = 288
+    raw[crc_offset : crc_offset + 4] = crc32c(bytes(raw[:crc_offset])).to_bytes(4, "little")
+    control.write_bytes(raw)
+    log = server.work / "recovery.log"
+    server.run("pg_ctl", "-D", recovered, "-l", log, "-w", "-t", "3600", "start")
+    server.run("pg_ctl", "-D", recovered, "-w", "-m", "immediate", "stop")
+    usage = re.search(r"redo done at .* CPU: user: ([\d.]+) s, system: ([\d.]+) s", log.read_text())
+    return float(usage.group(1)) + float(usage.group(2))
+
+
+def crc32c(data: bytes) -> int:
+    """CRC32C, bit by bit: pg_control is short."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def replay(server: run.Server, checker: pathlib.Path) -> tuple[dict, float]:
+    """The report and CPU seconds of native replay of the same WAL."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run(
+        [
+            str(part)
+            for part in (
+                checker,
+                server.data / "pg_wal",
+                "--json",
+                "--base",
+                server.base,
+                "--start",
+                server.redo_start(),
+            )
+        ],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return json.loads(result.stdout), cpu
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checker", type=pathlib.Path, default="target/release/wal_redo_check")
+    parser.add_argument("--work", type=pathlib.Path)
+    parser.add_argument("--scale", default="10", help="of pgbench")
+    parser.add_argument("--seconds", default="30", help="of pgbench")
+    args = parser.parse_args()
+    enough = True
+    for name in ("pgbench", "bulk load"):
+        work = pathlib.Path(tempfile.mkdtemp(prefix="throughput_", dir=args.work))
+        os.chmod(work, 0o755)
+        server = run.Server(work, SETTINGS, run.find_pg_config())
+        try:
+            server.start()
+            workload(server, name, args)
+            server.run("pg_ctl", "-D", server.data, "-w", "-m", "immediate", "stop")
+            theirs = recover(server)
+            report, ours = replay(server, args.checker)
+            records = sum(kind["records"] for kind in report["kinds"].values())
+            megabytes = sum(kind["bytes"] for kind in report["kinds"].values()) / 1e6
+            print(
+                f"{name}: {records} records, {megabytes:.0f} MB; PostgreSQL {records / theirs / 1000:.0f} thousand records/s"
+                f" {megabytes / theirs:.0f} MB/s; native {records / ours / 1000:.0f} thousand records/s"
+                f" {megabytes / ours:.0f} MB/s; {theirs / ours:.1f} times ({report['summary']})",
+                flush=True,
+            )
+            enough = enough and theirs >= 3 * ours
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(server.sockets, ignore_errors=True)
+    print("ok" if enough else "FAILED: less than 3 times PostgreSQL's rate")
+    return 0 if enough else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+//! Commit status and multixacts: their pages have no images in the WAL, so they are replayed from the base directory's
+//! state on and compared with the files at the end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use pageserver_api::key::slru_block_key;
+use pageserver_api::reltag::SlruKind;
+use pageserver_api::value::WalRecord;
+use postgres_ffi::v15::bodies::{MultiXactCreate, zero_page};
+use postgres_ffi::v15::record_ref::RecordRef;
+use postgres_ffi::v15::rmgr::{
+    CLOG_ZEROPAGE, RM_CLOG_ID, RM_MULTIXACT_ID, RM_XACT_ID, XLOG_MULTIXACT_CREATE_ID,
+    XLOG_MULTIXACT_ZERO_MEM_PAGE, XLOG_MULTIXACT_ZERO_OFF_PAGE,
+};
+use postgres_ffi::v15::slru::{
+    CLOG_XACTS_PER_PAGE, MULTIXACT_MEMBERS_PER_PAGE, MULTIXACT_OFFSETS_PER_PAGE, SLRU_PAGES_PER_SEGMENT,
+};
+use postgres_ffi::v15::xact::{Outcome, XactEnd};
+use utils::lsn::Lsn;
+use wal_redo::{PAGE_SIZE, reconstruct};
+
+use crate::report::Report;
+
+/// Pages changed so far.
+pub struct Slrus {
+    /// By kind and page number.
+    pages: BTreeMap<(SlruKind, u32), Bytes>,
+    base: PathBuf,
+}
+
+/// Reads a page of an SLRU's segment file; `None` if the file does not reach so far.
+fn read_page(root: &Path, kind: SlruKind, page: u32) -> io::Result<Option<Bytes>> {
+    let name = format!("{:04X}", page / SLRU_PAGES_PER_SEGMENT);
+    let file = match fs::read(root.join(kind.directory()).join(name)) {
+        Ok(file) => Bytes::from(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let start = (page % SLRU_PAGES_PER_SEGMENT) as usize * PAGE_SIZE;
+    Ok((file.len() >= start + PAGE_SIZE).then(|| file.slice(start..start + PAGE_SIZE)))
+}
+
+impl Slrus {
+    /// The state of a data directory that was shut down.
+    pub fn new(base: &Path) -> Self {
+        Slrus {
+            pages: BTreeMap::new(),
+            base: base.to_owned(),
+        }
+    }
+
+    /// Replays what a record says of transactions and multixacts.
+    pub fn record(&mut self, end: Lsn, record: &RecordRef<'_>, raw: &Bytes) -> Result<()> {
+        let main = record.main_data;
+        match (record.header.rmid, record.rmgr_info()) {
+            (RM_CLOG_ID, CLOG_ZEROPAGE) => self.zero(SlruKind::Clog, zero_page(main)?),
+            (RM_MULTIXACT_ID, XLOG_MULTIXACT_ZERO_OFF_PAGE) => {
+                self.zero(SlruKind::MultiXactOffsets, zero_page(main)?);
+            }
+            (RM_MULTIXACT_ID, XLOG_MULTIXACT_ZERO_MEM_PAGE) => {
+                self.zero(SlruKind::MultiXactMembers, zero_page(main)?);
+            }
+            (RM_MULTIXACT_ID, XLOG_MULTIXACT_CREATE_ID) => {
+                self.create_multixact(end, &MultiXactCreate::parse(main)?, raw)?;
+            }
+            (RM_XACT_ID, info) => {
+                if let Some(outcome) = XactEnd::outcome_of(info) {
+                    let xact = XactEnd::parse(outcome, record.header.info, main)?;
+                    self.end_transaction(end, xact.twophase_xid.unwrap_or(record.header.xid), &xact)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, kind: SlruKind, page: u32) {
+        self.pages.insert((kind, page), Bytes::from(vec![0; PAGE_SIZE]));
+    }
+
+    fn apply(&mut self, kind: SlruKind, page: u32, end: Lsn, change: WalRecord) -> Result<()> {
+        let old = match self.pages.remove(&(kind, page)) {
+            Some(old) => Some(old),
+            None => read_page(&self.base, kind, page)?,
+        };
+        let key = slru_block_key(kind, page / SLRU_PAGES_PER_SEGMENT, page % SLRU_PAGES_PER_SEGMENT);
+        let new = reconstruct(key, old, &[(end, change)])
+            .with_context(|| format!("page {page} of {}", kind.directory()))?;
+        self.pages.insert((kind, page), new);
+        Ok(())
+    }
+
+    fn create_multixact(&mut self, end: Lsn, created: &MultiXactCreate, raw: &Bytes) -> Result<()> {
+        // Number 0 is no multixact: the one after the highest is 1.
+        let next = created.multi.wrapping_add(1).max(1);
+        let mut pages = vec![
+            created.multi / MULTIXACT_OFFSETS_PER_PAGE,
+            next / MULTIXACT_OFFSETS_PER_PAGE,
+        ];
+        pages.dedup();
+        for page in pages {
+            let change = WalRecord::Postgres {
+                will_init: false,
+                record: raw.clone(),
+            };
+            self.apply(SlruKind::MultiXactOffsets, page, end, change)?;
+        }
+        let members: Vec<_> = created
+            .members
+            .iter()
+            .map(|member| (member.xid, member.status))
+            .collect();
+        let page_of = |index: usize| created.offset.wrapping_add(index as u32) / MULTIXACT_MEMBERS_PER_PAGE;
+        let mut pages: Vec<u32> = (0..members.len()).map(page_of).collect();
+        pages.dedup();
+        for page in pages {
+            let change = WalRecord::MultixactMembersCreate {
+                offset: created.offset,
+                members: members.clone(),
+            };
+            self.apply(SlruKind::MultiXactMembers, page, end, change)?;
+        }
+        Ok(())
+    }
+
+    fn end_transaction(&mut self, end: Lsn, xid: u32, xact: &XactEnd) -> Result<()> {
+        let mut by_page: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for xid in xact.subxacts.iter().copied().chain([xid]).filter(|xid| *xid != 0) {
+            by_page.entry(xid / CLOG_XACTS_PER_PAGE).or_default().push(xid);
+        }
+        for (page, xids) in by_page {
+            let change = match xact.outcome {
+                Outcome::Committed => WalRecord::ClogSetCommitted {
+                    xids,
+                    timestamp: xact.time,
+                },
+                Outcome::Aborted => WalRecord::ClogSetAborted { xids },
+            };
+            self.apply(SlruKind::Clog, page, end, change)?;
+        }
+        Ok(())
+    }
+
+    /// Compares all changed pages with a data directory. Segments that were removed since do not count.
+    pub fn compare(&self, root: &Path, report: &mut Report) -> io::Result<()> {
+        for ((kind, page), ours) in &self.pages {
+            if let Some(theirs) = read_page(root, *kind, *page)? {
+                let equal = ours[..PAGE_SIZE] == theirs[..];
+                report.slru_page_at_end(kind.directory(), *page, equal);
+            }
+        }
+        Ok(())
+    }
+}
