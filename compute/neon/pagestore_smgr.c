@@ -44,6 +44,12 @@ typedef enum PageFate
 	FATE_IN_WAL,				/* the WAL up to some LSN has all that matters of it */
 	FATE_OVERLAY,				/* keep a copy */
 	FATE_OVERLAY_AND_WAL,		/* keep a copy, and log it so that it outlives this compute */
+
+	/*
+	 * Keep a copy: the record is 32 values ahead, so that most calls of nextval need none. To log the
+	 * page now would be wrong, because nextval would count on that earlier record; see sequences.c.
+	 */
+	FATE_SEQUENCE,
 } PageFate;
 
 /* Is this relation needed to let a connection in? */
@@ -116,10 +122,7 @@ page_fate(RelFileNode node, ForkNumber fork, char *page)
 	created_lsn = relsize_get(node, fork).created_lsn;
 	if (PageGetLSN((Page) page) < Max(created_lsn, (XLogRecPtr) wal_segment_size))
 		return FATE_OVERLAY;
-	/* A sequence's record is 32 values ahead, so that most calls of nextval need none. */
-	if (is_sequence_page(page))
-		return FATE_OVERLAY;
-	return FATE_IN_WAL;
+	return is_sequence_page(page) ? FATE_SEQUENCE : FATE_IN_WAL;
 }
 
 /* Disposes of a page that leaves shared buffers. */
@@ -147,10 +150,12 @@ save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 		lsn = log_newpage(&node, fork, blkno, copy.data, false);
 	}
 
-	if (fate == FATE_OVERLAY || fate == FATE_OVERLAY_AND_WAL)
-		overlay_store(reln, fork, blkno, page);
-	else
+	if (fate == FATE_ZERO || fate == FATE_IN_WAL)
 		overlay_forget(reln, fork, blkno);
+	else
+		overlay_store(reln, fork, blkno, page);
+	if (fate == FATE_SEQUENCE)
+		relsize_note_sequence(node, fork);
 	INIT_BUFFERTAG(tag, node, fork, blkno);
 	last_written_lsn_note(&tag, lsn);
 }

@@ -57,6 +57,7 @@ static const ForkState nothing_known = {
 	.overlay = NOT_KNOWN,
 	.overlay_pages = OVERLAY_PAGES_UNKNOWN,
 	.created_lsn = InvalidXLogRecPtr,
+	.has_unlogged_sequence = false,
 	.changed_here = false,
 };
 
@@ -295,6 +296,39 @@ relsize_set_overlay_pages(RelFileNode node, ForkNumber fork, uint32 pages)
 	state->overlay_pages = pages;
 	state->changed_here = true;
 	LWLockRelease(lock);
+}
+
+void
+relsize_note_sequence(RelFileNode node, ForkNumber fork)
+{
+	LWLock	   *lock;
+	ForkState  *state = lock_state(node, fork, &lock);
+
+	state->has_unlogged_sequence = true;
+	LWLockRelease(lock);
+}
+
+bool
+relsize_next_sequence(uint32 *position, RelFileNode *node, ForkNumber *fork)
+{
+	for (; *position < cache->buckets_count * BUCKET_ENTRIES; (*position)++)
+	{
+		uint32		bucket = *position / BUCKET_ENTRIES;
+		Entry	   *entry = &cache->buckets[bucket].entries[*position % BUCKET_ENTRIES];
+		bool		found;
+
+		LWLockAcquire(lock_of(bucket), LW_SHARED);
+		found = entry->node.relNode != 0 && entry->state.has_unlogged_sequence;
+		*node = entry->node;
+		*fork = entry->fork;
+		LWLockRelease(lock_of(bucket));
+		if (found)
+		{
+			(*position)++;
+			return true;
+		}
+	}
+	return false;
 }
 
 void

@@ -36,6 +36,9 @@ typedef struct ForkState
 	/* Insert position when this compute created the fork; 0 if it did not, or forgot. */
 	XLogRecPtr	created_lsn;
 
+	/* Its page is that of a sequence, and the newest version of it is in no WAL record. */
+	bool		has_unlogged_sequence;
+
 	/* This compute created, extended, truncated or dropped it: the page server may lag behind. */
 	bool		changed_here;
 } ForkState;
@@ -58,6 +61,12 @@ extern void relsize_extended(RelFileNode node, ForkNumber fork, BlockNumber nblo
 extern void relsize_truncated(RelFileNode node, ForkNumber fork, BlockNumber nblocks);
 extern void relsize_dropped(RelFileNode node, ForkNumber fork);
 extern void relsize_set_overlay_pages(RelFileNode node, ForkNumber fork, uint32 pages);
+
+/* The fork's only page is a sequence's, and was stored in the overlay. */
+extern void relsize_note_sequence(RelFileNode node, ForkNumber fork);
+
+/* Steps through the forks noted so: start with *position = 0; false at the end. */
+extern bool relsize_next_sequence(uint32 *position, RelFileNode *node, ForkNumber *fork);
 
 /* The database left a tablespace, or all (InvalidOid): nothing is known of its relations there. */
 extern void relsize_forget_database(Oid dbnode, Oid spcnode);

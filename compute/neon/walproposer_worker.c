@@ -10,8 +10,8 @@
  * status above 1, which PostgreSQL treats as a crash and, with restart_after_crash = off, stops.
  * Anything else: safekeepers away, and the like; the binary is started again after a pause, while commits wait.
  *
- * At a fast shutdown the worker asks for one more ordinary checkpoint, during which the free space maps can still be
- * logged; in the shutdown checkpoint that is not allowed.
+ * At a fast shutdown the worker asks for one more ordinary checkpoint, during which the free space
+ * maps can still be logged, and logs the sequences. In the shutdown checkpoint no WAL may be written.
  */
 #include "postgres.h"
 
@@ -32,6 +32,7 @@
 #include "auth_guard.h"
 #include "backpressure.h"
 #include "neon.h"
+#include "sequences.h"
 #include "walproposer_child.h"
 #include "walproposer_worker.h"
 
@@ -153,7 +154,11 @@ read_output(const WalproposerChild *child, LineBuffer *line)
 static void
 leave(void)
 {
+	bool		sessions_ended = wait_for_sessions_to_end();
+
 	RequestCheckpoint(CHECKPOINT_IMMEDIATE | CHECKPOINT_FORCE | CHECKPOINT_WAIT);
+	if (sessions_ended)
+		log_sequences_at_shutdown();
 	proc_exit(1);
 }
 
