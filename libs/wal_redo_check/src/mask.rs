@@ -43,6 +43,8 @@ pub enum Kind {
     Gin,
     Gist,
     Sequence,
+    /// A sequence in a server's file: values handed out since the last record, which is ahead of them, do not count.
+    SequenceInUse,
     Spgist,
     Brin,
     Generic,
@@ -96,7 +98,7 @@ pub fn mask(raw: &mut PageBuf, kind: Kind, blkno: u32) -> Result<(), Corrupt> {
     }
     page.set_lsn(Lsn(0));
     page.bytes_mut()[8..10].fill(0); // checksum
-    if !matches!(kind, Kind::Sequence | Kind::Generic) {
+    if !matches!(kind, Kind::Sequence | Kind::SequenceInUse | Kind::Generic) {
         page.bytes_mut()[20..24].fill(0); // oldest transaction to prune
         page.clear_hint_flags();
     }
@@ -122,6 +124,10 @@ pub fn mask(raw: &mut PageBuf, kind: Kind, blkno: u32) -> Result<(), Corrupt> {
         }
         Kind::Gist => gist(&mut page),
         Kind::Sequence | Kind::Generic => unused_space(&mut page),
+        Kind::SequenceInUse => {
+            unused_space(&mut page)?;
+            sequence_position(&mut page)
+        }
         Kind::Spgist => {
             if page.lower() >= HEADER_LEN {
                 unused_space(&mut page)?;
@@ -180,6 +186,16 @@ fn line_pointers(page: &mut Page<'_>) -> Result<(), Corrupt> {
         page.bytes_mut()[at + 1] &= 0x7f;
         page.bytes_mut()[at + 2] &= 0xfe;
     }
+    Ok(())
+}
+
+/// Last value, values still to be handed out without a record, and whether the first was: the columns of the only row.
+fn sequence_position(page: &mut Page<'_>) -> Result<(), Corrupt> {
+    let id = page.item_id(1).map_err(|_| Corrupt)?;
+    let start = usize::from(id.offset);
+    let hoff = usize::from(*page.bytes().get(start + 22).ok_or(Corrupt)?);
+    let columns = start + hoff..start + hoff + 17;
+    page.bytes_mut().get_mut(columns).ok_or(Corrupt)?.fill(0);
     Ok(())
 }
 

@@ -236,10 +236,10 @@ impl Worker {
             let ours_has_fewer_bits =
                 self.emptied_maps.contains(tag) && visibility_bits_within(page, &theirs);
             // Nothing is under way any more: here the visibility map has to be equal.
-            let kind = if kind == Kind::VisibilityMap {
-                Kind::WholePage
-            } else {
-                kind
+            let kind = match kind {
+                Kind::VisibilityMap => Kind::WholePage,
+                Kind::Sequence => Kind::SequenceInUse,
+                other => other,
             };
             let difference = difference(page, &theirs, kind, tag.blkno).filter(|_| !ours_has_fewer_bits);
             match difference {
