@@ -6,9 +6,10 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt;
+use utils::lsn::Lsn;
 
 use super::router;
-use crate::server::testing::{START, TestServer};
+use crate::server::testing::{START, TestServer, put};
 
 struct Api(TestServer);
 
@@ -162,6 +163,31 @@ async fn timelines() {
     assert_eq!(delete(branch_uri.clone()).await, (StatusCode::OK, Value::Null));
     assert_eq!(api.get(&branch_uri).await.0, StatusCode::NOT_FOUND);
     assert_eq!(delete(format!("{base}/{root_id}")).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn layers_and_garbage_collection() {
+    let api = Api::start().await;
+    let timeline = api.0.timeline(1).await;
+    put(&timeline, Lsn(0x200), 0..1, |_| 7).await;
+    let base = format!("/v1/tenant/{}/timeline/{}", api.0.tenant.id, timeline.timeline_id);
+    let (_, layers) = api.get(&format!("{base}/layer")).await;
+    assert_eq!(layers["in_memory_layers"][0]["kind"], "Open", "{layers}");
+    timeline.flush().await.unwrap();
+    let (_, layers) = api.get(&format!("{base}/layer")).await;
+    assert_eq!(layers["in_memory_layers"], json!([]));
+    let historic = layers["historic_layers"].as_array().unwrap();
+    assert!(historic.iter().any(|layer| layer["kind"] == "Delta"), "{layers}");
+    let (status, result) = api
+        .send(Method::PUT, &format!("{base}/do_gc"), json!({"gc_horizon": 0}))
+        .await;
+    assert_eq!((status, &result["layers_removed"]), (StatusCode::OK, &json!(0)));
+    assert_eq!(result["layers_total"], historic.len());
+    let missing = format!("/v1/tenant/{0}/timeline/{0}/do_gc", api.0.tenant.id);
+    assert_eq!(
+        api.send(Method::PUT, &missing, json!({})).await.0,
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use pageserver_api::models::{LayerMapInfo, TimelineCreateRequest, TimelineInfo, TimelineState};
+use pageserver_api::models::{
+    GcResult, LayerMapInfo, TimelineCreateRequest, TimelineGcRequest, TimelineInfo, TimelineState,
+};
 use pq_proto::replication;
 use utils::http::{ApiError, Bearer, JsonBody, PathParams, QueryParams};
 use utils::id::{TenantId, TenantTimelineId, TimelineId};
@@ -19,6 +21,7 @@ use super::{
 use crate::pgdatadir;
 use crate::server::{PG_VERSION, Server, check_pg_version};
 use crate::tenant::{BranchSpec, DeleteTimelineError};
+use crate::timeline::gc::Retention;
 use crate::timeline::{self, Timeline};
 use crate::timestamp_search::{self, Found};
 
@@ -41,6 +44,11 @@ pub(super) fn routes() -> Router<Arc<Server>> {
             "/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint",
             put(checkpoint),
         )
+        .route(
+            "/v1/tenant/{tenant_id}/timeline/{timeline_id}/compact",
+            put(compact),
+        )
+        .route("/v1/tenant/{tenant_id}/timeline/{timeline_id}/do_gc", put(do_gc))
 }
 
 /// Whether the logical size is counted afresh for the answer.
@@ -194,7 +202,42 @@ async fn checkpoint(
     check_testing("run timeline checkpoint")?;
     let timeline = find(&server, &bearer, &params)?;
     timeline.flush().await.map_err(internal)?;
+    timeline.compact().await.map_err(internal)?;
     Ok(Json(()))
+}
+
+async fn compact(State(server): AppState, bearer: Bearer, params: PathParams) -> Result<Json<()>, ApiError> {
+    check_testing("run timeline compaction")?;
+    let timeline = find(&server, &bearer, &params)?;
+    timeline.compact().await.map_err(internal)?;
+    Ok(Json(()))
+}
+
+async fn do_gc(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+    JsonBody(request): JsonBody<Option<TimelineGcRequest>>,
+) -> Result<Json<GcResult>, ApiError> {
+    let timeline = find(&server, &bearer, &params)?;
+    let config = timeline.config();
+    let retention = Retention {
+        horizon_bytes: request
+            .unwrap_or_default()
+            .gc_horizon
+            .unwrap_or(config.gc_horizon),
+        pitr: config.pitr_interval,
+    };
+    let outcome = timeline.gc(retention).await.map_err(internal)?;
+    Ok(Json(GcResult {
+        layers_total: outcome.total,
+        layers_needed_by_cutoff: outcome.needed_by_cutoff,
+        layers_needed_by_pitr: outcome.needed_by_pitr,
+        layers_needed_by_branches: outcome.needed_by_branches,
+        layers_not_updated: outcome.not_updated,
+        layers_removed: outcome.removed,
+        elapsed: outcome.elapsed.as_millis() as u64,
+    }))
 }
 
 async fn info(server: &Server, timeline: &Timeline, count: CountSize) -> Result<TimelineInfo, ApiError> {
