@@ -62,7 +62,7 @@ impl Timeline {
             existing: files.iter().map(|layer| layer.name().clone()).collect(),
         };
         let removed = merged.iter().map(|layer| layer.name().clone()).collect();
-        let written = super::blocking(move || -> Result<_, CompactionError> {
+        let written = utils::blocking::run(move || -> Result<_, CompactionError> {
             let dir = spec.dir.clone();
             let written = merge(&merged, spec)?;
             fail::fail_point!("compaction-before-sync");

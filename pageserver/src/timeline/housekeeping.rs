@@ -34,7 +34,7 @@ impl Timeline {
     pub async fn scrub(&self) -> Vec<LayerError> {
         let files = self.layers.load().files.clone();
         let check = move || files.iter().filter_map(|layer| layer.scrub().err()).collect();
-        super::blocking(check).await
+        utils::blocking::run(check).await
     }
 
     async fn repeat(self: &Arc<Self>, job: Job) {

@@ -41,7 +41,7 @@ impl Timeline {
         let timeline = Arc::clone(self);
         let runtime = tokio::runtime::Handle::current();
         // Writing blocks, reading does so rarely: both run on a thread that may block.
-        let written = super::blocking(move || -> Result<_, CompactionError> {
+        let written = utils::blocking::run(move || -> Result<_, CompactionError> {
             let mut job = ImageJob::new(timeline, lsn);
             runtime.block_on(job.run(&parts))?;
             fail::fail_point!("image-creation-before-sync");
