@@ -124,7 +124,10 @@ async fn stream(args: &Args) -> Result<ExitCode> {
         }
         exit @ (Exit::Asked | Exit::ServerEnded) => {
             info!("stopping: {exit:?}");
-            past.remove()?;
+            // Asked by whoever started it, the server may run on, and the next proposer needs the terms.
+            if matches!(exit, Exit::ServerEnded) {
+                past.remove()?;
+            }
             Ok(ExitCode::SUCCESS)
         }
     }

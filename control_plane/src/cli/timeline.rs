@@ -10,6 +10,7 @@ use utils::lsn::Lsn;
 use crate::endpoint::{self, NewEndpoint};
 use crate::env::{LocalEnv, PG_VERSION};
 use crate::pageserver::Pageserver;
+use crate::safekeeper;
 use crate::timeline_tree;
 
 /// Commands on timelines.
@@ -108,9 +109,14 @@ pub async fn run(command: TimelineCommand, env: &mut LocalEnv) -> Result<()> {
             let ancestor = env
                 .timeline_of_branch(&ancestor_branch_name, tenant)
                 .with_context(|| format!("Found no timeline id for branch name '{ancestor_branch_name}'"))?;
+            // The pageserver may not have all that is committed yet; it waits for the LSN it is given.
+            let start = match ancestor_start_lsn {
+                Some(lsn) => Some(lsn),
+                None => safekeeper::committed_lsn(env, tenant, ancestor).await?,
+            };
             let request = TimelineCreateRequest {
                 ancestor_timeline_id: Some(ancestor),
-                ancestor_start_lsn,
+                ancestor_start_lsn: start,
                 ..TimelineCreateRequest::default()
             };
             let tail = format!(". Ancestor timeline: '{ancestor_branch_name}'");
