@@ -19,7 +19,7 @@ use safekeeper_api::protocol::{ProposerGreeting, ProposerId};
 use tracing::{error, info, warn};
 use utils::logging::{LogFormat, LogOutput};
 use utils::lsn::Lsn;
-use walproposer::{Config, Mode, PastTerms, Stop};
+use walproposer::{Config, Limits, Mode, PastTerms, Stop};
 
 /// Exit status that says: a newer proposer has taken over, never start again.
 const EXIT_FENCED: u8 = 3;
@@ -152,6 +152,7 @@ fn config(settings: &Settings, mode: Mode, greeting: ProposerGreeting, past: Pas
         safekeepers: settings.safekeepers.len(),
         reconnect_timeout: settings.reconnect_timeout,
         connect_timeout: settings.connect_timeout,
+        limits: Limits::PRODUCTION,
         past,
     }
 }

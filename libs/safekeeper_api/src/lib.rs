@@ -2,5 +2,6 @@
 
 pub mod debug_dump;
 pub mod models;
+pub mod mutation;
 pub mod protocol;
 pub mod timeline_info;

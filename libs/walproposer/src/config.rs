@@ -5,32 +5,40 @@ use std::time::Duration;
 use safekeeper_api::protocol::{ProposerGreeting, Term};
 use utils::lsn::Lsn;
 
-/// Limits of what a proposer keeps in memory.
+/// Limits of what a proposer keeps in memory, in bytes.
 ///
 /// WAL that is not on a quorum yet must stay in memory: no safekeeper can be relied on to have it. WAL
 /// that is committed may go, because a quorum has it: a safekeeper that lags behind the window is fed
 /// from another one ([`crate::Fetch`]). So the local server need not keep WAL for the sake of a
 /// safekeeper that is away, and nothing grows with the time it is away.
-pub mod limits {
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
     /// While more WAL than this is not committed, no more is taken from the local server, unless all of
     /// it has been sent to a quorum already: then the rest of a long record may be what is missing.
-    pub const UNCOMMITTED_WAL_BYTES_SOFT: u64 = 16 << 20;
-
+    pub uncommitted_wal_bytes_soft: u64,
     /// Most WAL kept under any circumstances: more than the longest WAL record, which is below 1 GiB.
-    pub const WAL_BYTES_MAX: u64 = (1 << 30) + (64 << 20);
-
+    pub wal_bytes_max: u64,
     /// Committed WAL kept for safekeepers that were away for a moment or are slow.
-    pub const COMMITTED_WAL_BYTES_KEPT: u64 = 16 << 20;
-
+    pub committed_wal_bytes_kept: u64,
     /// Once this many bytes wait to be written to one safekeeper's connection, WAL for it is held back.
-    pub const OUTBOX_BYTES_MAX: u64 = 4 << 20;
-
-    /// Most elections remembered. WAL of older ones has long been followed by WAL of newer ones.
-    pub const ELECTED_TERMS_MAX: usize = 1024;
+    pub outbox_bytes_max: u64,
 }
 
+impl Limits {
+    /// What the program runs with.
+    pub const PRODUCTION: Limits = Limits {
+        uncommitted_wal_bytes_soft: 16 << 20,
+        wal_bytes_max: (1 << 30) + (64 << 20),
+        committed_wal_bytes_kept: 16 << 20,
+        outbox_bytes_max: 4 << 20,
+    };
+}
+
+/// Most elections remembered. WAL of older ones has long been followed by WAL of newer ones.
+pub const ELECTED_TERMS_MAX: usize = 1024;
+
 /// What this run of the proposer is for.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Stream the WAL of the local server, whose base backup was taken at this LSN.
     Stream {
@@ -56,7 +64,7 @@ impl PastTerms {
             self.elected.last().is_none_or(|last| *last < term),
             "term {term} won twice"
         );
-        if self.elected.len() >= limits::ELECTED_TERMS_MAX {
+        if self.elected.len() >= ELECTED_TERMS_MAX {
             self.elected.remove(0);
         }
         self.elected.push(term);
@@ -76,6 +84,8 @@ pub struct Config {
     pub reconnect_timeout: Duration,
     /// A safekeeper that owes an answer for this long is taken for dead.
     pub connect_timeout: Duration,
+    /// Limits of memory.
+    pub limits: Limits,
     /// What earlier runs did.
     pub past: PastTerms,
 }

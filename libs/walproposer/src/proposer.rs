@@ -61,7 +61,7 @@ impl Proposer {
         proposer
     }
 
-    /// How many bytes a message takes of [`crate::limits::OUTBOX_BYTES_MAX`]. Only append requests count:
+    /// How many bytes a message takes of [`crate::Limits::outbox_bytes_max`]. Only append requests count:
     /// the others are few.
     pub fn message_len(message: &ProposerMessage) -> u64 {
         leader::outbox_bytes(message)
@@ -97,7 +97,7 @@ impl Proposer {
     /// Whether there is room for more WAL fetched for this safekeeper.
     pub fn wants_fetched(&self, sk: SkIndex) -> bool {
         let peer = &self.peers[sk.0];
-        peer.fetch.is_some() && !leader::outbox_is_full(peer)
+        peer.fetch.is_some() && peer.outbox_bytes < self.config.limits.outbox_bytes_max
     }
 
     fn leader(&self) -> Option<&Leader> {

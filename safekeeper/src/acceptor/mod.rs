@@ -27,6 +27,7 @@ mod refusal;
 mod state;
 
 use bytes::Bytes;
+use safekeeper_api::mutation::{Mutation, is_active};
 use safekeeper_api::protocol::{
     AcceptorGreeting, AcceptorMessage, AppendRequest, AppendResponse, HotStandbyFeedback, PageserverFeedback,
     ProposerElected, ProposerGreeting, ProposerId, ProposerMessage, Term, VoteRequest, VoteResponse,
@@ -291,10 +292,13 @@ impl Acceptor {
 
     fn on_vote(&mut self, request: VoteRequest, out: &mut Vec<Action>) {
         self.flush(out);
-        let vote_given = self.control.term < request.term;
+        let again = is_active(Mutation::VoteTwice) && self.control.term == request.term;
+        let vote_given = self.control.term < request.term || again;
         if vote_given {
             self.control.term = request.term;
-            self.persist(out);
+            if !is_active(Mutation::VoteWithoutPersist) {
+                self.persist(out);
+            }
         }
         let flush_lsn = self.flush_lsn.max(self.control.timeline_start_lsn);
         out.push(Action::Reply(AcceptorMessage::VoteResponse(VoteResponse {
@@ -322,13 +326,18 @@ impl Acceptor {
             self.control.term = elected.term;
             self.persist(out);
         }
-        out.push(Action::TruncateWal { to: start });
+        if !is_active(Mutation::HistoryBeforeTruncate) && !is_active(Mutation::KeepDivergedWal) {
+            out.push(Action::TruncateWal { to: start });
+        }
         (self.write_lsn, self.record_lsn, self.flush_lsn) = (start, start, start);
         self.scan = Some(scan);
         self.announced_commit_lsn = Lsn::INVALID;
 
         let control = &mut self.control;
         control.term_history = elected.term_history;
+        if is_active(Mutation::ForgetHistoryEntry) {
+            control.term_history = control.term_history.without_last_but_one();
+        }
         if !control.timeline_start_lsn.is_valid() {
             control.timeline_start_lsn = elected.timeline_start_lsn;
         }
@@ -341,6 +350,9 @@ impl Acceptor {
         positions.backup_lsn = positions.backup_lsn.max(first);
         positions.remote_consistent_lsn = positions.remote_consistent_lsn.max(first);
         self.persist(out);
+        if is_active(Mutation::HistoryBeforeTruncate) {
+            out.push(Action::TruncateWal { to: start });
+        }
         Ok(())
     }
 
@@ -371,7 +383,7 @@ impl Acceptor {
     }
 
     fn on_append(&mut self, request: AppendRequest, out: &mut Vec<Action>) -> Result<(), Refusal> {
-        if request.term < self.control.term {
+        if request.term < self.control.term && !is_active(Mutation::AppendInOldTerm) {
             out.push(Action::Reply(AcceptorMessage::AppendResponse(AppendResponse {
                 term: self.control.term,
                 flush_lsn: Lsn::INVALID,
@@ -435,8 +447,16 @@ impl Acceptor {
         self.advance_commit(self.announced_commit_lsn);
         self.persist_if_far_ahead(out);
         self.check_order();
+        let term = match is_active(Mutation::AppendInOldTerm) {
+            true => self
+                .control
+                .term_history
+                .last()
+                .map_or(Term::ZERO, |last| last.term),
+            false => self.control.term,
+        };
         out.push(Action::Reply(AcceptorMessage::AppendResponse(AppendResponse {
-            term: self.control.term,
+            term,
             flush_lsn: self.flush_lsn,
             commit_lsn: self.control.commit_lsn,
             hs_feedback: feedback.standby,
@@ -448,7 +468,8 @@ impl Acceptor {
     pub fn on_peer_info(&mut self, peer: PeerInfo, out: &mut Vec<Action>) {
         let epoch = self.epoch();
         // Only a peer whose WAL is of the same term certainly has the same WAL.
-        if epoch != Term::ZERO && peer.last_log_term == Some(epoch) {
+        let same_epoch = epoch != Term::ZERO && peer.last_log_term == Some(epoch);
+        if same_epoch || is_active(Mutation::PeerCommitOfOtherTerm) {
             self.advance_commit(peer.commit_lsn);
         }
         self.advance_backup_lsn(peer.backup_lsn);
@@ -470,16 +491,21 @@ impl Acceptor {
     }
 
     fn advance_commit(&mut self, lsn: Lsn) {
-        let known = lsn.min(self.flush_lsn);
+        let known = match is_active(Mutation::CommitWithoutWal) {
+            true => lsn,
+            false => lsn.min(self.flush_lsn),
+        };
         self.positions.commit_lsn = self.positions.commit_lsn.max(known);
     }
 
     fn flush(&mut self, out: &mut Vec<Action>) {
         if std::mem::take(&mut self.dirty) {
             self.flush_lsn = self.record_lsn;
-            out.push(Action::FlushWal {
-                up_to: self.flush_lsn,
-            });
+            if !is_active(Mutation::AcknowledgeBeforeFlush) {
+                out.push(Action::FlushWal {
+                    up_to: self.flush_lsn,
+                });
+            }
         }
     }
 

@@ -118,6 +118,17 @@ impl TermHistory {
         Some(ours.min(theirs))
     }
 
+    /// What [`Mutation::ForgetHistoryEntry`](crate::mutation::Mutation::ForgetHistoryEntry) leaves.
+    pub fn without_last_but_one(&self) -> TermHistory {
+        let forgotten = self.0.len().checked_sub(2);
+        let kept = self
+            .0
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| Some(*index) != forgotten);
+        TermHistory(kept.map(|(_, entry)| *entry).collect())
+    }
+
     /// Appends the wire form: `n u32, n x (term u64, lsn u64)`, little-endian.
     pub(super) fn encode(&self, out: &mut BytesMut) {
         let count = u32::try_from(self.0.len()).expect("TERM_HISTORY_ENTRIES_MAX fits in 32 bits");

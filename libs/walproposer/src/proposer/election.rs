@@ -5,6 +5,7 @@
 //! this one, and after its vote that safekeeper takes no more WAL of earlier terms.
 
 use postgres_ffi::v15::wal_page::skip_page_header;
+use safekeeper_api::mutation::{Mutation, is_active};
 use safekeeper_api::protocol::{
     AppendResponse, ProposerMessage, Term, TermHistory, TermLsn, VoteRequest, VoteResponse,
 };
@@ -36,7 +37,10 @@ pub(super) fn evaluate<'a>(votes: impl Iterator<Item = &'a VoteResponse> + Clone
     let epoch = |vote: &VoteResponse| vote.term_history.epoch_at(vote.flush_lsn);
     let donor = votes
         .clone()
-        .max_by_key(|vote| (epoch(vote), vote.flush_lsn))
+        .max_by_key(|vote| match is_active(Mutation::DonorByLength) {
+            true => (Term::ZERO, vote.flush_lsn),
+            false => (epoch(vote), vote.flush_lsn),
+        })
         .expect("a quorum is at least one");
     Findings {
         end: donor.flush_lsn,
@@ -62,10 +66,14 @@ impl Proposer {
             return;
         }
         let highest = greeted.max().unwrap_or_default().max(self.past.campaign);
-        let Some(term) = highest.next() else {
+        let reused = Some(highest).filter(|term| is_active(Mutation::ReuseTerm) && *term > Term::ZERO);
+        let Some(term) = reused.or(highest.next()) else {
             return self.stop(Stop::Inconsistent("no term is left above the highest"), out);
         };
-        assert!(term > self.past.campaign, "a second campaign in term {term}");
+        assert!(
+            term > self.past.campaign || reused.is_some(),
+            "a second campaign in term {term}"
+        );
         self.past.campaign = term;
         self.phase = Phase::Voting(term);
         out.push(Action::Remember(self.past.clone()));
@@ -118,7 +126,8 @@ impl Proposer {
         let quorum = self.config.quorum();
         let votes = self.peers.iter().filter(|peer| peer.vote.is_some()).count();
         let refusals = self.peers.iter().filter(|peer| peer.refused).count();
-        if votes >= quorum {
+        let short = usize::from(is_active(Mutation::ElectedWithoutQuorum));
+        if votes >= quorum - short {
             self.win(term, out);
         } else if refusals > self.peers.len() - quorum {
             self.stop(Stop::LostElection(term), out);
@@ -127,11 +136,11 @@ impl Proposer {
 
     fn win(&mut self, term: Term, out: &mut Vec<Action>) {
         let mut findings = evaluate(self.peers.iter().filter_map(|peer| peer.vote.as_ref()));
-        if findings.truncate_lsn > findings.end {
-            return self.stop(Stop::Inconsistent("WAL that all safekeepers had is missing"), out);
-        }
         if let Some(stop) = self.check_findings(&mut findings) {
             return self.stop(stop, out);
+        }
+        if findings.truncate_lsn > findings.end {
+            return self.stop(Stop::Inconsistent("WAL that all safekeepers had is missing"), out);
         }
         let entry = TermLsn {
             term,
@@ -164,19 +173,22 @@ impl Proposer {
     fn check_findings(&self, findings: &mut Findings) -> Option<Stop> {
         let Findings { end, epoch, .. } = *findings;
         match self.config.mode {
-            Mode::Sync if !end.is_valid() || findings.truncate_lsn == end => Some(Stop::Synced(end)),
-            Mode::Sync => None,
+            // That all safekeepers have the WAL up to `end` would not be enough to say so at once: one
+            // that is away may have more, which the next election would find. Only WAL of our term on a
+            // quorum makes the end final.
+            Mode::Sync => (!end.is_valid()).then_some(Stop::Synced(end)),
             Mode::Stream { start_lsn } if !end.is_valid() => {
                 assert!(start_lsn.is_valid(), "the local server's WAL begins somewhere");
                 findings.end = start_lsn;
-                findings.truncate_lsn = start_lsn;
+                // The start itself may have got round from a safekeeper that is away.
+                findings.truncate_lsn = findings.truncate_lsn.max(start_lsn);
                 findings.timeline_start_lsn = start_lsn;
                 None
             }
             Mode::Stream { start_lsn } => {
                 let segment_size = self.config.greeting.wal_seg_size as usize;
                 let same_start = skip_page_header(end, segment_size) == start_lsn || end == start_lsn;
-                let own_wal = self.past.elected.contains(&epoch);
+                let own_wal = self.past.elected.contains(&epoch) || is_active(Mutation::IgnoreDivergence);
                 let diverged = Stop::Diverged {
                     safekeepers: end,
                     term: epoch,

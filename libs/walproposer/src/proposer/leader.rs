@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use safekeeper_api::mutation::{Mutation, is_active};
 use safekeeper_api::protocol::{
     APPEND_WAL_BYTES_MAX, AppendRequest, AppendResponse, HotStandbyFeedback, PageserverFeedback,
     ProposerElected, ProposerId, ProposerMessage, SAFEKEEPERS_MAX, Term, TermHistory,
@@ -18,7 +19,7 @@ use safekeeper_api::protocol::{
 use utils::lsn::Lsn;
 
 use super::election::Findings;
-use crate::config::{Config, Mode, limits};
+use crate::config::{Config, Limits, Mode};
 use crate::event::{Action, DisconnectReason, Fetch, SkIndex, Time};
 use crate::peer::{Peer, Stage};
 use crate::window::WalWindow;
@@ -29,11 +30,6 @@ pub(super) fn outbox_bytes(message: &ProposerMessage) -> u64 {
         ProposerMessage::Append(append) => (AppendRequest::HEADER_LEN + append.wal.len()) as u64,
         _ => 0,
     }
-}
-
-/// Whether WAL for this safekeeper is held back.
-pub(super) fn outbox_is_full(peer: &Peer) -> bool {
-    peer.outbox_bytes >= limits::OUTBOX_BYTES_MAX
 }
 
 /// State of an elected proposer beside that of its safekeepers.
@@ -48,6 +44,7 @@ pub(super) struct Leader {
     history: TermHistory,
     proposer_id: ProposerId,
     quorum: usize,
+    limits: Limits,
     reports_commit: bool,
     pageserver: Option<PageserverFeedback>,
     standby: HotStandbyFeedback,
@@ -65,13 +62,17 @@ impl Leader {
         Leader {
             term,
             epoch_start_lsn: findings.end,
-            commit_lsn: Lsn::INVALID,
+            commit_lsn: match is_active(Mutation::CommitAtElection) {
+                true => findings.end,
+                false => Lsn::INVALID,
+            },
             window: WalWindow::new(findings.end),
             truncate_lsn: findings.truncate_lsn,
             timeline_start_lsn: findings.timeline_start_lsn,
             history: findings.history,
             proposer_id: config.greeting.proposer_id,
             quorum: config.quorum(),
+            limits: config.limits,
             reports_commit: matches!(config.mode, Mode::Stream { .. }),
             pageserver: None,
             standby: HotStandbyFeedback::NONE,
@@ -105,16 +106,21 @@ impl Leader {
     /// Whether there is room for more WAL of the local server.
     pub(super) fn wants_wal(&self, peers: &[Peer], quorum: usize) -> bool {
         let (start, end) = (self.window.start(), self.window.end());
-        if end - start >= limits::WAL_BYTES_MAX {
+        if end - start >= self.limits.wal_bytes_max {
             return false;
         }
-        if end - self.commit_lsn.max(start) < limits::UNCOMMITTED_WAL_BYTES_SOFT {
+        if end - self.commit_lsn.max(start) < self.limits.uncommitted_wal_bytes_soft {
             return true;
         }
         // A flush position moves at the end of a record only. If a quorum has been sent everything,
         // waiting for it would be waiting for ever.
         let sent_all = |peer: &&Peer| peer.is_streaming() && peer.next == end && peer.outbox_bytes == 0;
         peers.iter().filter(sent_all).count() >= quorum
+    }
+
+    /// Whether WAL for this safekeeper need not be held back.
+    fn has_room(&self, peer: &Peer) -> bool {
+        peer.outbox_bytes < self.limits.outbox_bytes_max
     }
 
     /// Sends the election's outcome to a safekeeper that has answered the vote request.
@@ -132,10 +138,11 @@ impl Leader {
             unreachable!("the safekeeper has answered the vote request")
         };
         let first = self.history.entries()[0].lsn;
-        let start = self
-            .history
-            .common_end(&vote.term_history, vote.flush_lsn)
-            .unwrap_or(first.max(self.truncate_lsn));
+        let common = match is_active(Mutation::StartAtFlush) && vote.flush_lsn.is_valid() {
+            true => Some(vote.flush_lsn),
+            false => self.history.common_end(&vote.term_history, vote.flush_lsn),
+        };
+        let start = common.unwrap_or(first.max(self.truncate_lsn));
         if start > self.window.end() {
             return Err(DisconnectReason::Unexpected(
                 "WAL of this term that was never sent",
@@ -168,9 +175,13 @@ impl Leader {
     /// Drops WAL that nobody needs from here. See the invariants.
     fn release_wal(&mut self) {
         let end = self.window.end();
-        let kept = Lsn(end.0.saturating_sub(limits::COMMITTED_WAL_BYTES_KEPT));
+        let kept = Lsn(end.0.saturating_sub(self.limits.committed_wal_bytes_kept));
         let everywhere = self.truncate_lsn.min(self.commit_lsn);
-        self.window.release(everywhere.max(self.commit_lsn.min(kept)));
+        let committed = match is_active(Mutation::ForgetUncommitted) {
+            true => end,
+            false => self.commit_lsn,
+        };
+        self.window.release(everywhere.max(committed.min(kept)));
     }
 
     pub(super) fn pump_all(&self, peers: &mut [Peer], now: Time, out: &mut Vec<Action>) {
@@ -185,13 +196,13 @@ impl Leader {
         if !peer.is_streaming() {
             return;
         }
-        while !outbox_is_full(peer) && self.window.start() <= peer.next && peer.next < self.window.end() {
+        while self.has_room(peer) && self.window.start() <= peer.next && peer.next < self.window.end() {
             let wal = self.window.at(peer.next, APPEND_WAL_BYTES_MAX);
             self.append(peer, index, wal, now, out);
         }
         // The first request of a connection has no WAL if there is none: its answer counts all the same.
         let owes_first = peer.appended_at.is_none();
-        if !outbox_is_full(peer) && (owes_first || peer.commit_sent < self.commit_lsn) {
+        if self.has_room(peer) && (owes_first || peer.commit_sent < self.commit_lsn) {
             self.append(peer, index, Bytes::new(), now, out);
         }
         if peer.next < self.window.start() {
@@ -244,13 +255,22 @@ impl Leader {
         let can_give =
             |(donor, other): &(usize, &Peer)| *donor != index && other.is_streaming() && other.agreed > begin;
         let donors = peers.iter().enumerate().filter(can_give);
-        let best = donors.max_by_key(|(donor, other)| (peer.bad_donor != Some(*donor), other.agreed));
+        let best = donors.max_by_key(|(donor, other)| match is_active(Mutation::FetchFromLongest) {
+            true => (
+                true,
+                other.vote.as_ref().map_or(Lsn::INVALID, |vote| vote.flush_lsn),
+            ),
+            false => (peer.bad_donor != Some(*donor), other.agreed),
+        });
         let Some((donor, other)) = best else { return };
         let fetch = Fetch {
             receiver: SkIndex(index),
             donor: SkIndex(donor),
             begin,
-            end: other.agreed.min(self.window.start()),
+            end: match is_active(Mutation::FetchFromLongest) {
+                true => self.window.start(),
+                false => other.agreed.min(self.window.start()),
+            },
         };
         assert!(fetch.begin < fetch.end, "an empty fetch {fetch:?}");
         peers[index].fetch = Some(fetch);
@@ -335,22 +355,28 @@ impl Leader {
     fn advance_commit(&mut self, peers: &[Peer]) -> bool {
         let mut flushed = [Lsn::INVALID; SAFEKEEPERS_MAX];
         for (slot, peer) in flushed.iter_mut().zip(peers) {
-            if peer.flushed >= self.epoch_start_lsn {
+            if peer.flushed >= self.epoch_start_lsn || is_active(Mutation::CountStaleFlush) {
                 *slot = peer.flushed;
             }
         }
         let flushed = &mut flushed[..peers.len()];
         flushed.sort_unstable_by(|a, b| b.cmp(a));
-        let on_quorum = flushed[self.quorum - 1];
+        let short = usize::from(is_active(Mutation::CommitWithoutQuorum));
+        let on_quorum = flushed[self.quorum - 1 - short];
         let grows = on_quorum > self.commit_lsn;
         self.commit_lsn = self.commit_lsn.max(on_quorum);
-        assert!(!grows || self.commit_lsn >= self.epoch_start_lsn);
+        let counts = self.commit_lsn >= self.epoch_start_lsn || is_active(Mutation::CountStaleFlush);
+        assert!(!grows || counts, "WAL of earlier terms is committed on its own");
         grows
     }
 
     fn advance_truncate(&mut self, peers: &[Peer]) {
         let everywhere = peers.iter().map(|peer| peer.flushed).min().unwrap_or_default();
-        self.truncate_lsn = self.truncate_lsn.max(everywhere);
+        let removable = match is_active(Mutation::TruncateAtCommit) {
+            true => self.commit_lsn,
+            false => everywhere,
+        };
+        self.truncate_lsn = self.truncate_lsn.max(removable);
     }
 
     /// Passes on what readers of the WAL report, if it is new.

@@ -7,11 +7,12 @@ use safekeeper_api::protocol::{
 use utils::id::{NodeId, TenantId, TimelineId};
 
 use super::*;
-use crate::config::limits;
+use crate::config::Limits;
 use crate::event::Fetch;
 
 const RECONNECT: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(5);
+const LIMITS: Limits = Limits::PRODUCTION;
 const START: Lsn = Lsn(0x100_0100);
 
 /// A proposer, and what it has asked for since the test looked last.
@@ -36,6 +37,7 @@ fn config(mode: Mode, safekeepers: usize) -> Config {
         safekeepers,
         reconnect_timeout: RECONNECT,
         connect_timeout: CONNECT,
+        limits: LIMITS,
         past: PastTerms::default(),
     }
 }
@@ -370,15 +372,6 @@ fn sync_says_where_the_wal_ends() {
     run.vote(0, vote(1, Lsn(0), &[])).vote(1, vote(1, Lsn(0), &[]));
     assert_eq!(run.stopped(), Some(&Stop::Synced(Lsn(0))), "an empty timeline");
 
-    let everywhere = VoteResponse {
-        truncate_lsn: end,
-        ..vote(2, end, &[(1, START)])
-    };
-    let mut run = Run::new(config(Mode::Sync, 3));
-    run.greet(0, 1).greet(1, 1);
-    run.vote(0, everywhere.clone()).vote(1, everywhere);
-    assert_eq!(run.stopped(), Some(&Stop::Synced(end)), "nothing to be done");
-
     let mut run = Run::new(config(Mode::Sync, 3));
     run.greet(0, 1).greet(1, 1).greet(2, 1);
     for sk in 0..3 {
@@ -451,7 +444,7 @@ fn memory_is_bounded() {
         run.wal(piece);
         taken += piece as u64;
     }
-    assert_eq!(taken, limits::UNCOMMITTED_WAL_BYTES_SOFT);
+    assert_eq!(taken, LIMITS.uncommitted_wal_bytes_soft);
     let sent = |run: &mut Run, sk| {
         let lengths = run
             .appends(sk)
@@ -461,7 +454,7 @@ fn memory_is_bounded() {
     };
     let in_outbox = sent(&mut run, 0);
     assert!(
-        in_outbox < limits::OUTBOX_BYTES_MAX + (1 << 20),
+        in_outbox < LIMITS.outbox_bytes_max + (1 << 20),
         "{in_outbox} in the outbox"
     );
 
@@ -482,9 +475,9 @@ fn memory_is_bounded() {
     }
     let window = &run.proposer.leader().unwrap().window;
     let kept = window.end() - window.start();
-    assert!(kept >= limits::COMMITTED_WAL_BYTES_KEPT, "{kept} bytes kept");
+    assert!(kept >= LIMITS.committed_wal_bytes_kept, "{kept} bytes kept");
     assert!(
-        kept < limits::COMMITTED_WAL_BYTES_KEPT + (8 << 20),
+        kept < LIMITS.committed_wal_bytes_kept + (8 << 20),
         "{kept} bytes kept"
     );
 }
