@@ -1,7 +1,7 @@
 //! Import of WAL that continues a timeline: a tar archive of segment files.
 
 use postgres_ffi::v15::WAL_SEGMENT_SIZE;
-use postgres_ffi::v15::stream::WalStreamDecoder;
+use postgres_ffi::v15::stream::{StreamError, WalStreamDecoder};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use utils::lsn::{Lsn, RecordLsn};
 
@@ -61,8 +61,17 @@ async fn segment<W: WriteStore>(
     decoder.feed_bytes(bytes::Bytes::from(wal).slice(skipped..));
     // What stands behind the end may be no WAL at all: it is not looked at.
     while ingest.at().last < end {
-        let Some((last, raw)) = decoder.next_record()? else {
-            break;
+        let (last, raw) = match decoder.next_record() {
+            Ok(Some(record)) => record,
+            Ok(None) => break,
+            // What a segment file has behind its last record.
+            Err(StreamError::Length { start, len: 0 }) => {
+                return Err(ImportError::WalEnds {
+                    end: start,
+                    want: end,
+                });
+            }
+            Err(error) => return Err(error.into()),
         };
         ingest
             .ingest_record(

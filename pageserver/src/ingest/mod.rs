@@ -20,6 +20,8 @@ mod counters;
 mod dbase;
 mod multixact;
 mod smgr;
+#[cfg(test)]
+mod tests;
 mod visibility;
 mod xact;
 mod xlog;

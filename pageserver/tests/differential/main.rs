@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pageserver::basebackup::{self, BackupKind, BackupSpec};
-use pageserver::import::{ClusterTemplate, Initdb};
+use pageserver::import::{ClusterTemplate, ImportError, Initdb, import_base_backup, import_wal};
 use pageserver::ingest::WalIngest;
 use pageserver::pgdatadir;
 use pageserver::timeline::memory_store::MemoryStore;
@@ -32,6 +32,18 @@ use self::server::Server;
 
 const WORKLOAD: &str = include_str!("workload.sql");
 const CHURN: &str = include_str!("churn.sql");
+
+/// What the churn needs, without the rest of the workload.
+const TABLES_OF_CHURN: &str = "
+CREATE TABLE heap (id int PRIMARY KEY, k int, filler text, big text);
+CREATE INDEX heap_k ON heap (k);
+INSERT INTO heap SELECT i, i, repeat('x', 100), NULL FROM generate_series(1, 5000) i;
+CREATE TABLE upsert (id int PRIMARY KEY, n int);
+CREATE SEQUENCE counted;
+CREATE TABLE locked (id int PRIMARY KEY, n int);
+INSERT INTO locked SELECT i, 0 FROM generate_series(1, 400) i;
+CREATE TABLE locker (id int REFERENCES locked);
+";
 
 /// Every user table's contents in one line each, and whether its indexes agree with it.
 const CHECKSUMS: &str = "
@@ -296,6 +308,62 @@ async fn what_is_ingested_is_what_the_server_has() {
     past.start();
     assert_eq!(past.psql("postgres", CHECKSUMS), moment.checksums);
     past.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_servers_backup_and_its_wal_are_imported() {
+    let directory = tempfile::Builder::new()
+        .prefix("differential-")
+        .tempdir_in("/tmp")
+        .unwrap();
+    std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let origin = Arc::new(MemoryStore::default());
+    let start = template(directory.path())
+        .import(Arc::clone(&origin))
+        .await
+        .unwrap();
+    let archive = full_backup(&origin, start).await;
+    // Pages that were torn by the copying are whole again after the WAL only with page images in it.
+    let settings = "autovacuum = off\nfull_page_writes = on\n";
+    let mut server = Server::unpack(directory.path().join("running"), &archive, settings);
+    server.start();
+    server.psql("postgres", TABLES_OF_CHURN);
+    let (base, from) = std::thread::scope(|scope| {
+        let writers = scope.spawn(|| server.pgbench(CHURN, 150));
+        let backup = server.pg_basebackup();
+        writers.join().unwrap();
+        backup
+    });
+    let catalog = catalog(&server);
+    server.stop();
+
+    let store = Arc::new(MemoryStore::default());
+    let at = import_base_backup(Arc::clone(&store), from, &mut &base[..])
+        .await
+        .unwrap();
+    assert_eq!(at.last, from);
+    let end = end_of_shutdown(&server);
+    let wal = server.wal_archive(from);
+    let beyond = import_wal(Arc::clone(&store), at, end + 8, &mut &wal[..]).await;
+    assert!(matches!(beyond, Err(ImportError::WalEnds { .. })), "{beyond:?}");
+    let store = Arc::new(MemoryStore::default());
+    let at = import_base_backup(Arc::clone(&store), from, &mut &base[..])
+        .await
+        .unwrap();
+    let at = import_wal(Arc::clone(&store), at, end, &mut &wal[..])
+        .await
+        .unwrap();
+    let report = compare(&server.pgdata(), &store, at.last, &catalog).await;
+    assert_same(&report, "imported backup");
+    assert!(report.pages > 2000);
+}
+
+/// End of the shutdown checkpoint record of a stopped server.
+fn end_of_shutdown(server: &Server) -> Lsn {
+    let start = server.control_file().checkpoint_lsn;
+    let mut decoder = WalStreamDecoder::new(start);
+    decoder.feed_bytes(server.wal_from(start).into());
+    decoder.next_record().unwrap().unwrap().0
 }
 
 #[tokio::test]

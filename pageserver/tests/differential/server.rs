@@ -1,6 +1,6 @@
 //! A stock PostgreSQL server on a data directory in a temporary place, reachable through a unix socket there.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -194,6 +194,43 @@ impl Server {
 
     pub fn control_file(&self) -> ControlFile {
         ControlFile::from_file(&std::fs::read(self.pgdata().join("global/pg_control")).unwrap()).unwrap()
+    }
+
+    /// A base backup as `pg_basebackup` makes it of a running server, without WAL: a tar archive and where its WAL starts.
+    pub fn pg_basebackup(&self) -> (Vec<u8>, Lsn) {
+        let target = self.home.join("basebackup");
+        let mut backup = self.client("pg_basebackup");
+        backup
+            .args(["-F", "tar", "-X", "none", "-c", "fast", "--no-manifest", "-D"])
+            .arg(&target);
+        check(backup.output().unwrap(), "pg_basebackup");
+        let archive = std::fs::read(target.join("base.tar")).unwrap();
+        let mut tar = tar::Archive::new(&archive[..]);
+        let mut label = String::new();
+        let is_label = |entry: &tar::Entry<'_, _>| entry.path().unwrap().ends_with("backup_label");
+        let mut entry = tar.entries().unwrap().map(Result::unwrap).find(is_label).unwrap();
+        entry.read_to_string(&mut label).unwrap();
+        let start = label
+            .strip_prefix("START WAL LOCATION: ")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        (archive.clone(), start.parse().unwrap())
+    }
+
+    /// The segment files from the one that holds `start` on, as a tar archive.
+    pub fn wal_archive(&self, start: Lsn) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for number in start.segment_number(16 * 1024 * 1024).. {
+            let name = pageserver::import::path::wal_segment_name(number);
+            let path = self.pgdata().join("pg_wal").join(&name);
+            if !path.exists() {
+                break;
+            }
+            archive.append_path_with_name(path, name).unwrap();
+        }
+        archive.into_inner().unwrap()
     }
 
     /// The WAL from `start` to the end of the last segment file.
