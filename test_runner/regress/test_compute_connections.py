@@ -8,6 +8,7 @@ import pytest
 
 from fixtures import processes
 from fixtures.neon_env import CommandFailed, NeonEnvBuilder
+from fixtures.stock import run_as_account
 
 READ = "SELECT sum(length(v)) FROM t"
 ROWS = 20000
@@ -110,19 +111,9 @@ def test_a_crashed_directory_is_refused(neon_env_builder: NeonEnvBuilder):
     main.kill()
     processes.wait_until(lambda: not processes.alive(walproposer), "the walproposer ends with its server")
     with pytest.raises(RuntimeError, match="was not shut down cleanly"):
-        start_in_place(main)
+        run_as_account("postgres", "-D", str(main.dir), cwd=main.dir)
     main.start()
     assert main.value("SELECT count(*) FROM t") == ROWS
-
-
-def start_in_place(endpoint):
-    """Starts the server on the directory as it is, and raises what it says when it does not start."""
-    from fixtures.stock import run_as_account
-
-    try:
-        run_as_account("postgres", "-D", str(endpoint.dir), cwd=endpoint.dir)
-    except PermissionError as error:
-        raise AssertionError("the data directory belongs to somebody else") from error
 
 
 def test_functions_of_the_extension(neon_env_builder: NeonEnvBuilder):
@@ -138,8 +129,11 @@ def test_bad_settings_are_refused(neon_env_builder: NeonEnvBuilder):
         ("timeline_id", "nonsense", "hexadecimal digits"),
         ("pageserver_connstring", "postgresql://u:secret@localhost:1", "name of an environment variable"),
         ("timeline_id", "", "must be set"),
+        ("synchronous_standby_names", "", "would not wait"),
+        ("wal_level", "minimal", "wal_level must be"),
     ]:
-        bad = env.endpoint(f"bad_{name}_{len(value)}", branch="main").set(**{f"neon__{name}": value})
+        setting = name if name in ("synchronous_standby_names", "wal_level") else f"neon__{name}"
+        bad = env.endpoint(f"bad_{name}_{len(value)}", branch="main").set(max_wal_senders="0", **{setting: value})
         with pytest.raises(CommandFailed):
             bad.start()
         assert reason in bad.log
