@@ -8,7 +8,10 @@ PYTEST := .venv/bin/python -m pytest -c test_runner/pytest.ini --rootdir test_ru
 PYTEST_WORKERS ?= 3
 BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
 
-.PHONY: help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
+SEEDS ?= 100000
+FIRST_SEED ?= 1
+
+.PHONY: simulate help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -16,6 +19,7 @@ help:
 	@echo "make lint         format, clippy, licences"
 	@echo "make nightly      the long tests"
 	@echo "make bench        the benchmarks"
+	@echo "make simulate     the consensus protocol under faults: SEEDS=n FIRST_SEED=k"
 
 setup:
 	@scripts/setup.sh
@@ -39,6 +43,9 @@ test-extension: setup
 
 quickstart: release extension
 	scripts/quickstart.sh
+
+simulate: setup
+	cargo run -p simulator --bin simulate -- --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 test: test-rust test-regress
 

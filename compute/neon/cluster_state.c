@@ -17,6 +17,7 @@
 #include "catalog/pg_control.h"
 #include "common/controldata_utils.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
 
 #include "cluster_state.h"
 
@@ -61,6 +62,36 @@ record_end(XLogRecPtr start, uint32 length)
 	return end;
 }
 
+/*
+ * A replica needs room for at least as many transactions and locks as the server that wrote the
+ * WAL, or recovery stops. Who starts a replica need not know that server's settings: pg_control does.
+ */
+static void
+raise_replica_limits(const ControlFileData *control)
+{
+	const struct
+	{
+		const char *name;
+		int			needed;
+	}			limits[] = {
+		{"max_connections", control->MaxConnections},
+		{"max_worker_processes", control->max_worker_processes},
+		{"max_wal_senders", control->max_wal_senders},
+		{"max_prepared_transactions", control->max_prepared_xacts},
+		{"max_locks_per_transaction", control->max_locks_per_xact},
+	};
+
+	for (int i = 0; i < lengthof(limits); i++)
+	{
+		char		value[16];
+
+		if (atoi(GetConfigOption(limits[i].name, false, false)) >= limits[i].needed)
+			continue;
+		snprintf(value, sizeof(value), "%d", limits[i].needed);
+		SetConfigOption(limits[i].name, value, PGC_POSTMASTER, PGC_S_OVERRIDE);
+	}
+}
+
 void
 cluster_state_init(void)
 {
@@ -81,6 +112,8 @@ cluster_state_init(void)
 				 errmsg("neon: the data directory was not shut down cleanly"),
 				 errhint("Start the compute again from a fresh base backup.")));
 
+	if (cluster_state.is_replica)
+		raise_replica_limits(control);
 	cluster_state.system_id = control->system_identifier;
 	cluster_state.start_lsn = control->checkPointCopy.redo;
 	cluster_state.base_lsn = lsn_skip_back_page_header(cluster_state.start_lsn);

@@ -9,8 +9,10 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "replication/syncrep.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
@@ -167,7 +169,19 @@ check_settings(void)
 		ereport(FATAL,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("neon.tenant_id and neon.timeline_id must be set")));
-	if (neon_has_safekeepers() && enableFsync)
+	if (!neon_has_safekeepers())
+		return;
+	if (wal_level < WAL_LEVEL_REPLICA)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("neon: wal_level must be replica or logical"),
+				 errdetail("Otherwise PostgreSQL leaves pages of new relations out of the WAL.")));
+	if (SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("neon: synchronous_standby_names must be \"%s\"", WALPROPOSER_APPLICATION_NAME),
+				 errdetail("Otherwise commits would not wait for the safekeepers.")));
+	if (enableFsync)
 		ereport(LOG,
 				(errmsg("fsync is on, but this server's files need not survive a crash"),
 				 errhint("Set fsync = off: the safekeepers keep the WAL.")));

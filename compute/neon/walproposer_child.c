@@ -28,6 +28,7 @@
 #include "postmaster/postmaster.h"
 #include "storage/pg_shmem.h"
 #include "utils/guc.h"
+#include "utils/ps_status.h"
 
 #include "cluster_state.h"
 #include "neon.h"
@@ -141,6 +142,7 @@ run_keeper(char *const *arguments, int output)
 	/* The postmaster signals its children's process groups. */
 	setsid();
 	pqsignal(SIGTERM, on_keeper_sigterm);
+	set_ps_display("keeper");
 	/* The server's interlock against a second postmaster counts who is attached. */
 	PGSharedMemoryDetach();
 	binary = fork();

@@ -78,7 +78,7 @@ pub fn check(options: &Options) -> Result<Report> {
             let mut worker = worker::Worker::new(options, rmgr);
             let thread = thread::spawn(move || {
                 for batch in receiver {
-                    worker.work(batch);
+                    worker.work(&batch);
                 }
                 worker.finish()
             });

@@ -1,7 +1,9 @@
 //! The pages one worker owns, and the data directories they come from and are compared with.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -44,8 +46,8 @@ impl DataDir {
             self.open.clear();
         }
         let file = match self.open.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
                 let path = self.root.join(relation_path(key.0, key.1, key.2));
                 let file = match File::open(&path) {
                     Ok(file) => Some(file),
@@ -68,10 +70,48 @@ impl DataDir {
     }
 }
 
+/// Hash of a page's place: it is computed for every block replayed, and nobody attacks it.
+#[derive(Default)]
+pub struct TagHasher(u64);
+
+impl Hasher for TagHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u32(u32::from(value));
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0.rotate_left(17) ^ u64::from(value)).wrapping_mul(ODD);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
+/// The worker that owns a page. The database does not count: a copied database's pages stay with their worker.
+pub fn owner(tag: &PageTag, workers: usize) -> usize {
+    let mut hasher = TagHasher::default();
+    (tag.relnode, tag.forknum, tag.blkno).hash(&mut hasher);
+    // The map of a worker's pages uses other bits.
+    ((hasher.finish() >> 16) % workers as u64) as usize
+}
+
 /// Pages by their place. Those not changed yet are still in the base directory, if there is one.
 pub struct Pages {
-    changed: HashMap<PageTag, Box<PageBuf>>,
-    base: Option<DataDir>,
+    changed: HashMap<PageTag, Box<PageBuf>, BuildHasherDefault<TagHasher>>,
+    base: Base,
+}
+
+/// The base directory, less what the WAL has removed from it since.
+struct Base {
+    dir: Option<DataDir>,
     /// Databases and relations whose base files are gone, and forks cut short: (relation, fork) -> pages left.
     dropped_databases: HashSet<(u32, u32)>,
     dropped_relations: HashSet<RelFileNode>,
@@ -80,50 +120,10 @@ pub struct Pages {
     copies: HashMap<(u32, u32), (u32, u32)>,
 }
 
-impl Pages {
-    pub fn new(base: Option<&Path>) -> Self {
-        Pages {
-            changed: HashMap::new(),
-            base: base.map(DataDir::new),
-            dropped_databases: HashSet::new(),
-            dropped_relations: HashSet::new(),
-            truncated: HashMap::new(),
-            copies: HashMap::new(),
-        }
-    }
-
-    /// The page for changing, if it is known.
-    pub fn get(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
-        if !self.changed.contains_key(tag)
-            && let Some(page) = self.base_page(tag)?
-        {
-            self.changed.insert(*tag, page);
-        }
-        Ok(self.changed.get_mut(tag).map(|page| &mut **page))
-    }
-
-    /// The page for changing, made of zeros if it is not known.
-    pub fn get_or_zeros(&mut self, tag: &PageTag) -> &mut PageBuf {
-        self.changed
-            .entry(*tag)
-            .or_insert_with(|| Box::new([0; PAGE_SIZE]))
-    }
-
-    pub fn put(&mut self, tag: PageTag, page: &PageBuf) {
-        self.changed.insert(tag, Box::new(*page));
-    }
-
-    pub fn remove(&mut self, tag: &PageTag) {
-        self.changed.remove(tag);
-    }
-
-    /// All pages that were changed.
-    pub fn changed(&self) -> impl Iterator<Item = (&PageTag, &PageBuf)> {
-        self.changed.iter().map(|(tag, page)| (tag, &**page))
-    }
-
-    fn base_page(&mut self, tag: &PageTag) -> io::Result<Option<Box<PageBuf>>> {
-        let Some(base) = &mut self.base else {
+impl Base {
+    /// Reads a page; `None` if it is not there, or not any more.
+    fn page(&mut self, tag: &PageTag) -> io::Result<Option<Box<PageBuf>>> {
+        let Some(dir) = &mut self.dir else {
             return Ok(None);
         };
         let mut tag = *tag;
@@ -139,32 +139,82 @@ impl Pages {
             }
             match self.copies.get(&(tag.spcnode, tag.dbnode)) {
                 Some(&(spcnode, dbnode)) => (tag.spcnode, tag.dbnode) = (spcnode, dbnode),
-                None => return base.page(&tag),
+                None => return dir.page(&tag),
+            }
+        }
+    }
+}
+
+impl Pages {
+    pub fn new(base: Option<&Path>) -> Self {
+        Pages {
+            changed: HashMap::default(),
+            base: Base {
+                dir: base.map(DataDir::new),
+                dropped_databases: HashSet::new(),
+                dropped_relations: HashSet::new(),
+                truncated: HashMap::new(),
+                copies: HashMap::new(),
+            },
+        }
+    }
+
+    /// The page for changing, if it is known.
+    pub fn get(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
+        match self.changed.entry(*tag) {
+            Entry::Occupied(entry) => Ok(Some(entry.into_mut())),
+            Entry::Vacant(entry) => match self.base.page(tag)? {
+                Some(page) => Ok(Some(entry.insert(page))),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// The page for changing, made of zeros if it is not known.
+    pub fn get_or_zeros(&mut self, tag: &PageTag) -> io::Result<&mut PageBuf> {
+        match self.changed.entry(*tag) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let page = self.base.page(tag)?;
+                Ok(entry.insert(page.unwrap_or_else(|| Box::new([0; PAGE_SIZE]))))
             }
         }
     }
 
+    pub fn put(&mut self, tag: PageTag, page: &PageBuf) {
+        self.changed.insert(tag, Box::new(*page));
+    }
+
+    pub fn remove(&mut self, tag: &PageTag) {
+        self.changed.remove(tag);
+    }
+
+    /// All pages that were changed.
+    pub fn changed(&self) -> impl Iterator<Item = (&PageTag, &PageBuf)> {
+        self.changed.iter().map(|(tag, page)| (tag, &**page))
+    }
+
     pub fn forget_all(&mut self) {
         self.changed.clear();
-        self.base = None;
+        self.base.dir = None;
     }
 
     pub fn drop_relation(&mut self, dropped: RelFileNode) {
         self.changed.retain(|tag, _| relation(tag) != dropped);
-        self.dropped_relations.insert(dropped);
+        self.base.dropped_relations.insert(dropped);
     }
 
     pub fn drop_database(&mut self, spcnode: u32, dbnode: u32) {
         self.changed
             .retain(|tag, _| (tag.spcnode, tag.dbnode) != (spcnode, dbnode));
-        self.dropped_databases.insert((spcnode, dbnode));
-        self.copies.remove(&(spcnode, dbnode));
+        self.base.dropped_databases.insert((spcnode, dbnode));
+        self.base.copies.remove(&(spcnode, dbnode));
     }
 
     pub fn truncate(&mut self, truncated: RelFileNode, forknum: u8, blocks: u32) {
         self.changed
             .retain(|tag, _| relation(tag) != truncated || tag.forknum != forknum || tag.blkno < blocks);
-        let left = self.truncated.entry((truncated, forknum)).or_insert(blocks);
+        let left = self.base.truncated.entry((truncated, forknum)).or_insert(blocks);
         *left = blocks.min(*left);
     }
 
@@ -184,7 +234,7 @@ impl Pages {
             })
             .collect();
         self.changed.extend(copies);
-        self.dropped_databases.remove(&to);
-        self.copies.insert(to, from);
+        self.base.dropped_databases.remove(&to);
+        self.base.copies.insert(to, from);
     }
 }

@@ -88,12 +88,12 @@ impl Difference {
 }
 
 /// All findings.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    #[serde(serialize_with = "serialize_kinds")]
-    kinds: BTreeMap<(u8, &'static str), Counts>,
+    #[serde(serialize_with = "serialize_kinds", rename = "kinds")]
+    counts: CountTable,
     findings: Vec<Finding>,
-    /// Records that could not be taken apart, or are of no known kind.
+    /// Records that could not be taken apart, and kinds that are not known.
     pub unknown_records: u64,
     /// Start of the first record.
     pub wal_start: Lsn,
@@ -112,12 +112,79 @@ pub struct Report {
     pub only: Option<u8>,
 }
 
-fn serialize_kinds<S: serde::Serializer>(
-    kinds: &BTreeMap<(u8, &'static str), Counts>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(
+/// Counts by resource manager and info byte: this is looked up for each record and block.
+#[derive(Clone, Debug)]
+struct CountTable(Vec<Counts>);
+
+impl CountTable {
+    fn new() -> Self {
+        CountTable(vec![Counts::default(); 256 * 256])
+    }
+
+    fn of(&mut self, record: &RecordRef<'_>) -> &mut Counts {
+        let (rmid, info) = (record.header.rmid, record.header.info);
+        &mut self.0[usize::from(rmid) << 8 | usize::from(info)]
+    }
+
+    /// By resource manager and name of the kind, those that occurred.
+    fn by_kind(&self) -> BTreeMap<(u8, &'static str), Counts> {
+        let mut kinds: BTreeMap<_, Counts> = BTreeMap::new();
+        for (index, counts) in self.0.iter().enumerate().filter(|(_, counts)| counts.occurred()) {
+            let (rmid, info) = ((index >> 8) as u8, index as u8);
+            kinds
+                .entry((rmid, record_name(rmid, info)))
+                .or_default()
+                .add(counts);
+        }
         kinds
+    }
+}
+
+impl Counts {
+    fn occurred(&self) -> bool {
+        self.records
+            + self.equal
+            + self.mismatches
+            + self.errors
+            + self.restored
+            + self.no_image
+            + self.started
+            > 0
+    }
+
+    fn add(&mut self, other: &Counts) {
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.equal += other.equal;
+        self.mismatches += other.mismatches;
+        self.errors += other.errors;
+        self.restored += other.restored;
+        self.no_image += other.no_image;
+        self.started += other.started;
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Report {
+            counts: CountTable::new(),
+            findings: Vec::new(),
+            unknown_records: 0,
+            wal_start: Lsn(0),
+            wal_end: Lsn(0),
+            gaps: 0,
+            final_pages_equal: 0,
+            final_pages_differing: 0,
+            slru_pages_equal: 0,
+            only: None,
+        }
+    }
+}
+
+fn serialize_kinds<S: serde::Serializer>(counts: &CountTable, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        counts
+            .by_kind()
             .iter()
             .map(|((rmid, kind), counts)| (format!("{}/{kind}", rmgr_text(*rmid)), counts)),
     )
@@ -136,8 +203,7 @@ fn page_text(tag: PageTag) -> String {
 
 impl Report {
     fn counts(&mut self, record: &RecordRef<'_>) -> &mut Counts {
-        let kind = record_name(record.header.rmid, record.header.info);
-        self.kinds.entry((record.header.rmid, kind)).or_default()
+        self.counts.of(record)
     }
 
     /// Counts a record of `len` bytes.
@@ -145,7 +211,8 @@ impl Report {
         let counts = self.counts(record);
         counts.records += 1;
         counts.bytes += len as u64;
-        if record_name(record.header.rmid, record.header.info) == "UNKNOWN" {
+        // Whether a kind is known needs to be found out once.
+        if counts.records == 1 && record_name(record.header.rmid, record.header.info) == "UNKNOWN" {
             self.unknown_records += 1;
             self.find(
                 record,
@@ -242,16 +309,8 @@ impl Report {
 
     /// Adds what another thread found.
     pub fn merge(&mut self, other: Report) {
-        for (kind, counts) in other.kinds {
-            let sum = self.kinds.entry(kind).or_default();
-            sum.records += counts.records;
-            sum.bytes += counts.bytes;
-            sum.equal += counts.equal;
-            sum.mismatches += counts.mismatches;
-            sum.errors += counts.errors;
-            sum.restored += counts.restored;
-            sum.no_image += counts.no_image;
-            sum.started += counts.started;
+        for (sum, counts) in self.counts.0.iter_mut().zip(&other.counts.0) {
+            sum.add(counts);
         }
         self.unknown_records += other.unknown_records;
         self.final_pages_equal += other.final_pages_equal;
@@ -263,18 +322,10 @@ impl Report {
 
     fn total(&self) -> Counts {
         let mut total = Counts::default();
-        for ((rmid, _), counts) in &self.kinds {
-            if self.only.is_some_and(|only| only != *rmid) {
-                continue;
+        for ((rmid, _), counts) in self.counts.by_kind() {
+            if self.only.is_none_or(|only| only == rmid) {
+                total.add(&counts);
             }
-            total.records += counts.records;
-            total.bytes += counts.bytes;
-            total.equal += counts.equal;
-            total.mismatches += counts.mismatches;
-            total.errors += counts.errors;
-            total.restored += counts.restored;
-            total.no_image += counts.no_image;
-            total.started += counts.started;
         }
         total
     }
@@ -287,12 +338,13 @@ impl Report {
 
     /// Kinds of records that did not occur, as (resource manager, kind).
     fn not_exercised(&self) -> Vec<(&'static str, &'static str)> {
+        let kinds = self.counts.by_kind();
         RECORD_KINDS
             .iter()
             .filter(|kind| self.only.is_none_or(|only| only == kind.rmid))
             .filter(|kind| {
                 let name = record_name(kind.rmid, kind.info);
-                !self.kinds.keys().any(|(rmid, seen)| {
+                !kinds.keys().any(|(rmid, seen)| {
                     *rmid == kind.rmid && (*seen == name || seen.strip_suffix("+INIT") == Some(name))
                 })
             })
@@ -322,7 +374,7 @@ impl Report {
             "{:<18} {:<26} {:>10} {:>10} {:>9} {:>7} {:>9} {:>9} {:>8}",
             "rmgr", "kind", "records", "equal", "mismatch", "error", "restored", "no image", "started"
         );
-        for ((rmid, kind), counts) in &self.kinds {
+        for ((rmid, kind), counts) in &self.counts.by_kind() {
             if self.only.is_some_and(|only| only != *rmid) {
                 continue;
             }

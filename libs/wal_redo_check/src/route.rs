@@ -1,6 +1,6 @@
 //! From records to work for the threads that own the pages.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
 use std::{io, mem};
@@ -11,8 +11,6 @@ use postgres_ffi::c_struct::CStruct;
 use postgres_ffi::v15::bodies::{
     DbaseCreateFileCopy, DbaseDrop, SMGR_TRUNCATE_HEAP, SMGR_TRUNCATE_VM, SmgrTruncate,
 };
-use postgres_ffi::v15::decode::decode_record;
-use postgres_ffi::v15::heap::{visibility_map_clear, visibility_map_page};
 use postgres_ffi::v15::record_ref::RecordRef;
 use postgres_ffi::v15::relfile::{MAIN_FORKNUM, RelFileNode, VISIBILITYMAP_FORKNUM};
 use postgres_ffi::v15::rmgr::{
@@ -22,13 +20,43 @@ use postgres_ffi::v15::rmgr::{
 use postgres_ffi::v15::xact::XactEnd;
 use utils::lsn::Lsn;
 use wal_redo::PageTag;
+use wal_redo::visibility::{HEAP_PAGES_PER_PAGE, cleared_by, map_block};
 
 use crate::Options;
+use crate::pages::owner;
 use crate::report::Report;
 use crate::slru::Slrus;
 
 /// Items of work sent to a worker at a time.
 const BATCH_LEN: usize = 256;
+/// Records up to this length in bytes are copied.
+const COPIED_LEN_MAX: usize = 1024;
+
+/// A record's bytes. Small ones are copied into the batch: counting references from two threads costs more.
+#[derive(Clone)]
+pub enum RecordBytes {
+    /// Range of [`Batch::records`].
+    Copied(Range<usize>),
+    Shared(Bytes),
+}
+
+/// Work for one worker.
+#[derive(Default)]
+pub struct Batch {
+    pub work: Vec<Work>,
+    /// Bytes of small records, one after the other.
+    pub records: Vec<u8>,
+}
+
+impl Batch {
+    /// Bytes of a record of this batch.
+    pub fn record<'a>(&'a self, record: &'a RecordBytes) -> &'a [u8] {
+        match record {
+            RecordBytes::Copied(range) => &self.records[range.clone()],
+            RecordBytes::Shared(bytes) => bytes,
+        }
+    }
+}
 
 /// What a worker has to do, in the order of the WAL.
 #[derive(Clone)]
@@ -36,7 +64,7 @@ pub enum Work {
     /// Replay one block of a record.
     Replay {
         end: Lsn,
-        record: Bytes,
+        record: RecordBytes,
         block: u8,
     },
     /// Clear bits of a visibility map page.
@@ -70,17 +98,17 @@ pub enum Work {
 }
 
 pub struct Router {
-    workers: Vec<SyncSender<Vec<Work>>>,
-    batches: Vec<Vec<Work>>,
+    workers: Vec<SyncSender<Batch>>,
+    batches: Vec<Batch>,
     report: Report,
     /// Kept if there is a base directory to start from.
     slrus: Option<Slrus>,
 }
 
 impl Router {
-    pub fn new(workers: Vec<SyncSender<Vec<Work>>>, options: &Options) -> Self {
+    pub fn new(workers: Vec<SyncSender<Batch>>, options: &Options) -> Self {
         Router {
-            batches: workers.iter().map(|_| Vec::with_capacity(BATCH_LEN)).collect(),
+            batches: workers.iter().map(|_| Batch::default()).collect(),
             workers,
             report: Report::default(),
             slrus: options.base.as_deref().map(Slrus::new),
@@ -100,15 +128,16 @@ impl Router {
     }
 
     fn send_batch(&mut self, worker: usize) -> Result<()> {
-        let batch = mem::replace(&mut self.batches[worker], Vec::with_capacity(BATCH_LEN));
+        let batch = mem::take(&mut self.batches[worker]);
         self.workers[worker]
             .send(batch)
             .map_err(|_| anyhow!("a replay thread is gone"))
     }
 
     fn send(&mut self, worker: usize, work: Work) -> Result<()> {
-        self.batches[worker].push(work);
-        if self.batches[worker].len() >= BATCH_LEN {
+        let batch = &mut self.batches[worker].work;
+        batch.push(work);
+        if batch.len() >= BATCH_LEN {
             self.send_batch(worker)?;
         }
         Ok(())
@@ -142,16 +171,19 @@ impl Router {
         self.report.count_record(&parsed, record.len(), end);
         // Bits are cleared before the record's own pages are looked at.
         if matches!(parsed.header.rmid, RM_HEAP_ID | RM_HEAP2_ID) {
-            self.clear_visibility(&record, end)?;
+            self.clear_visibility(&parsed)?;
         }
         for block in &parsed.blocks {
-            let tag = PageTag::from(block);
-            let work = Work::Replay {
-                end,
-                record: record.clone(),
-                block: block.id,
+            let worker = owner(&PageTag::from(block), self.workers.len());
+            let record = if record.len() <= COPIED_LEN_MAX {
+                let records = &mut self.batches[worker].records;
+                records.extend_from_slice(&record);
+                RecordBytes::Copied(records.len() - record.len()..records.len())
+            } else {
+                RecordBytes::Shared(record.clone())
             };
-            self.send_to_owner(&tag, work)?;
+            let block = block.id;
+            self.send(worker, Work::Replay { end, record, block })?;
         }
         if let Some(slrus) = &mut self.slrus {
             slrus
@@ -162,10 +194,8 @@ impl Router {
             .with_context(|| format!("record ending at {end}"))
     }
 
-    fn clear_visibility(&mut self, record: &Bytes, end: Lsn) -> Result<()> {
-        let decoded = decode_record(record.clone())?;
-        let cleared = visibility_map_clear(&decoded).with_context(|| format!("record ending at {end}"))?;
-        let Some(cleared) = cleared else {
+    fn clear_visibility(&mut self, record: &RecordRef<'_>) -> Result<()> {
+        let (Some(cleared), Some(heap)) = (cleared_by(record), record.block(0)) else {
             return Ok(());
         };
         for heap_block in [cleared.new_heap_block, cleared.old_heap_block]
@@ -173,11 +203,9 @@ impl Router {
             .flatten()
         {
             let tag = PageTag {
-                spcnode: cleared.relation.spcnode,
-                dbnode: cleared.relation.dbnode,
-                relnode: cleared.relation.relnode,
                 forknum: VISIBILITYMAP_FORKNUM,
-                blkno: visibility_map_page(heap_block),
+                blkno: map_block(heap_block),
+                ..PageTag::from(heap)
             };
             let work = Work::ClearVisibility {
                 tag,
@@ -238,7 +266,7 @@ impl Router {
             })?;
         }
         if flags & SMGR_TRUNCATE_VM != 0 {
-            let last = visibility_map_page(blocks);
+            let last = map_block(blocks);
             let tag = PageTag {
                 spcnode: relation.spcnode,
                 dbnode: relation.dbnode,
@@ -246,7 +274,7 @@ impl Router {
                 forknum: VISIBILITYMAP_FORKNUM,
                 blkno: last,
             };
-            let partly_used = !blocks.is_multiple_of(postgres_ffi::v15::heap::HEAPBLOCKS_PER_PAGE);
+            let partly_used = !blocks.is_multiple_of(HEAP_PAGES_PER_PAGE);
             if partly_used {
                 self.send_to_owner(
                     &tag,
@@ -264,11 +292,4 @@ impl Router {
         }
         Ok(())
     }
-}
-
-/// The worker that owns a page. The database does not count: a copied database's pages stay with their worker.
-pub fn owner(tag: &PageTag, workers: usize) -> usize {
-    let mut hasher = DefaultHasher::new();
-    (tag.relnode, tag.forknum, tag.blkno).hash(&mut hasher);
-    (hasher.finish() % workers as u64) as usize
 }

@@ -1,6 +1,7 @@
 //! WAL segments of a directory as one stream of records.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -143,7 +144,10 @@ impl SegmentSource {
 
 /// Segment size from the header of a segment's first page.
 fn segment_size(path: &Path) -> Result<usize> {
-    let raw = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut raw = [0; LONG_HEADER_LEN];
+    fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut raw))
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let header =
         PageHeader::decode(&raw).with_context(|| format!("{} is not a WAL segment", path.display()))?;
     match header.long {

@@ -14,7 +14,7 @@ use crate::Options;
 use crate::mask::{Kind, mask};
 use crate::pages::{DataDir, Pages};
 use crate::report::{Compared, Difference, Report};
-use crate::route::Work;
+use crate::route::{Batch, Work};
 use crate::samples::Samples;
 
 pub struct Worker {
@@ -44,20 +44,24 @@ impl Worker {
     }
 
     /// Does a batch of work.
-    pub fn work(&mut self, batch: Vec<Work>) {
-        for work in batch {
+    pub fn work(&mut self, batch: &Batch) {
+        for work in &batch.work {
             if self.failure.is_some() {
                 return;
             }
-            if let Err(error) = self.one(work) {
+            if let Err(error) = self.one(work, batch) {
                 self.failure = Some(error);
             }
         }
     }
 
-    fn one(&mut self, work: Work) -> io::Result<()> {
-        match work {
-            Work::Replay { end, record, block } => self.replay(end, &record, block)?,
+    fn one(&mut self, work: &Work, batch: &Batch) -> io::Result<()> {
+        match *work {
+            Work::Replay {
+                end,
+                ref record,
+                block,
+            } => self.replay(end, batch.record(record), block)?,
             Work::ClearVisibility {
                 tag,
                 heap_block,
@@ -145,15 +149,18 @@ impl Worker {
     ) -> io::Result<bool> {
         let tag = PageTag::from(block);
         let from_nothing = block.will_init || block.image.is_some() || tag.forknum == visibility::FORKNUM;
-        let known = self.pages.get(&tag)?.is_some();
-        if !known && !from_nothing {
+        let page = if from_nothing {
+            Some(self.pages.get_or_zeros(&tag)?)
+        } else {
+            self.pages.get(&tag)?
+        };
+        let Some(page) = page else {
             if let Some(image) = image {
                 self.start_from(tag, image, end);
             }
             self.report.count_block(record, Compared::Started);
             return Ok(false);
-        }
-        let page = self.pages.get_or_zeros(&tag);
+        };
         if let Err(error) = apply_to_blocks(record, end, [(block.id, page)]) {
             self.report.failed(record, end, tag, error.to_string());
             match image {

@@ -17,7 +17,7 @@ use crate::Sync;
 use crate::acceptor::{Acceptor, Action, ControlState};
 use crate::control_file::{self, CONTROL_FILE_NAME, ControlFileError};
 use crate::metrics::{PERSIST_CONTROL_FILE_SECONDS, WalCounters};
-use crate::wal_storage::{Expected, OpenWalError, WalDir, WalError, WalStorage, find_end};
+use crate::wal_storage::{Expected, OpenWalError, WalDir, WalError, WalStorage, find_end, make_durable};
 
 /// The disk failed, or what it holds is damaged.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,9 @@ impl Core {
             segment_size: control.server.wal_seg_size as usize,
         };
         let flush_lsn = find_flush_lsn(&wal_dir, &control, durable_lsn)?;
+        if durable_lsn.is_none() && place.sync == Sync::Yes {
+            make_durable(&wal_dir, control.known_end(), flush_lsn)?;
+        }
         let storage = WalStorage::open(wal_dir, place.sync, control.server, flush_lsn);
         Ok(Core {
             acceptor: Acceptor::recover(place.node_id, control, flush_lsn),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use postgres_ffi::v15::BLCKSZ;
 use postgres_ffi::v15::stream::{Checksums, RecordEnds, StreamError};
 use postgres_ffi::v15::wal_page::{LONG_HEADER_LEN, PageHeader, header_len};
+use utils::crashsafe;
 use utils::lsn::Lsn;
 
 use super::{CHUNK_BYTES, WalDir, WalError, is_valid_segment_size};
@@ -201,6 +202,26 @@ fn read_chunk(file: &File, at: Lsn, end: Lsn, segment_size: usize) -> io::Result
     let got = file.read_at(&mut chunk, at.segment_offset(segment_size) as u64)?;
     chunk.truncate(got);
     Ok(chunk)
+}
+
+/// Makes the WAL from `begin` to `end` durable, both of which are in files that are there.
+///
+/// What [`find_end`] finds after a start may be in the page cache only: the process that wrote it was
+/// killed before it could flush. Reported as it is, it would be lost with the machine's power.
+pub fn make_durable(dir: &WalDir, begin: Lsn, end: Lsn) -> Result<(), WalError> {
+    if begin >= end {
+        return Ok(());
+    }
+    let last_byte = Lsn(end.0 - 1);
+    for segno in begin.segment_number(dir.segment_size)..=last_byte.segment_number(dir.segment_size) {
+        let Some((file, path)) = open(dir, segno)? else {
+            let missing = io::Error::from(io::ErrorKind::NotFound);
+            return Err(WalError::at("open", &dir.full_path(segno))(missing));
+        };
+        file.sync_data().map_err(WalError::at("fdatasync", &path))?;
+    }
+    crashsafe::fsync_dir(&dir.path)?;
+    Ok(())
 }
 
 fn open(dir: &WalDir, segno: u64) -> Result<Option<(File, PathBuf)>, WalError> {

@@ -33,7 +33,7 @@ use utils::lsn::Lsn;
 use crate::Sync;
 use crate::acceptor::ServerInfo;
 
-pub use end_of_wal::{Expected, OpenWalError, find_end, verify_segment};
+pub use end_of_wal::{Expected, OpenWalError, find_end, make_durable, verify_segment};
 pub use reader::{ReadWalError, WalReader};
 pub use spare::SpareJob;
 

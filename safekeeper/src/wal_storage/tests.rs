@@ -231,3 +231,19 @@ fn the_end_may_be_that_of_a_segment() {
         before
     );
 }
+
+#[test]
+fn every_segment_of_what_was_found_is_made_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT_SIZE as u64 * 2 - 64);
+    let mut wal = WalBuilder::new(start);
+    let end = wal.record(1000);
+    open(&dir, start).write(start, &wal.bytes).unwrap();
+    make_durable(&wal_dir(&dir), start, end).unwrap();
+
+    let missing = wal_dir(&dir).partial_path(2);
+    std::fs::remove_file(missing).unwrap();
+    let error = make_durable(&wal_dir(&dir), start, end).unwrap_err().to_string();
+    assert!(error.contains("000000010000000000000002"), "{error}");
+    make_durable(&wal_dir(&dir), start, start).unwrap();
+}

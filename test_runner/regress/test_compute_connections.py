@@ -1,0 +1,164 @@
+"""The compute and the others: pageserver away, no quorum yet, walproposer gone, start and stop."""
+
+import threading
+import time
+
+import psycopg2
+import pytest
+
+from fixtures import processes
+from fixtures.neon_env import CommandFailed, NeonEnvBuilder
+from fixtures.stock import run_as_account
+
+READ = "SELECT sum(length(v)) FROM t"
+ROWS = 20000
+
+
+def prepare(env, **settings):
+    main = env.endpoint("main").set(shared_buffers="2MB", autovacuum="off", **settings).start()
+    main.sql("CREATE EXTENSION neon", "CREATE EXTENSION neon_test_utils")
+    main.sql(f"CREATE TABLE t AS SELECT i, repeat('x', 100) v FROM generate_series(1, {ROWS}) i")
+    return main
+
+
+def test_queries_wait_for_the_pageserver(neon_env_builder: NeonEnvBuilder):
+    env = neon_env_builder.start()
+    main = prepare(env)
+    with main.cursor() as cursor:
+        cursor.execute(READ)
+        env.pageserver.stop()
+        # Cancelled while it waits.
+        cursor.execute("SELECT clear_buffer_cache(); SET statement_timeout = '1s'")
+        with pytest.raises(psycopg2.errors.QueryCanceled):
+            cursor.execute(READ)
+        # Given up after the time set.
+        cursor.execute("SET statement_timeout = 0; SET neon.pageserver_timeout = '2s'")
+        started = time.monotonic()
+        with pytest.raises(psycopg2.OperationalError, match="could not connect to the page server within 2 s"):
+            cursor.execute(READ)
+        assert time.monotonic() - started < 4
+        # And it goes on when the pageserver is back.
+        cursor.execute("RESET neon.pageserver_timeout")
+        starter = threading.Timer(2, env.pageserver.start)
+        starter.start()
+        cursor.execute(READ)
+        assert cursor.fetchall() == [(ROWS * 100,)]
+        starter.join()
+
+
+def test_cancelling_reads_at_any_moment(neon_env_builder: NeonEnvBuilder):
+    """Answers to requests nobody waits for any more must not be taken for those of later ones."""
+    main = prepare(neon_env_builder.start())
+    cancelled = 0
+    with main.cursor() as cursor:
+        for timeout_ms in range(1, 40):
+            cursor.execute(f"SELECT clear_buffer_cache(); SET statement_timeout = '{timeout_ms}ms'")
+            try:
+                cursor.execute(READ)
+            except psycopg2.errors.QueryCanceled:
+                cancelled += 1
+            cursor.execute("SET statement_timeout = 0")
+            cursor.execute(READ)
+            assert cursor.fetchall() == [(ROWS * 100,)]
+    assert cancelled > 0
+
+
+def test_nobody_gets_in_without_a_quorum(neon_env_builder: NeonEnvBuilder):
+    neon_env_builder.safekeepers = 3
+    env = neon_env_builder.start()
+    main = prepare(env)
+    for node in env.safekeepers[:2]:
+        node.stop()
+    # Its walproposer is killed, so that the quorum has to be found anew, and the guard stays open.
+    processes.kill(main.walproposer_pid())
+    assert main.value("SELECT 1") == 1
+    main.kill()
+    env.safekeepers[0].start()
+    main.start()
+    main.sql("INSERT INTO t VALUES (0, 'x')")
+
+
+def test_walproposer_is_started_again(neon_env_builder: NeonEnvBuilder):
+    env = neon_env_builder.start()
+    main = prepare(env)
+    for _ in range(3):
+        pid = main.walproposer_pid()
+        processes.kill(pid)
+        main.sql("INSERT INTO t VALUES (0, 'x')")
+        assert main.walproposer_pid() != pid
+
+
+def test_clean_stop_loses_nothing(neon_env_builder: NeonEnvBuilder):
+    """Not even transactions that did not wait for the quorum; and leaves nothing behind."""
+    env = neon_env_builder.start()
+    main = prepare(env)
+    with main.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = off; CREATE SEQUENCE s; SELECT nextval('s')")
+        for i in range(100):
+            cursor.execute(f"INSERT INTO t VALUES (-1, '{i}')")
+    walproposer = main.walproposer_pid()
+    main.stop()
+    assert not processes.alive(walproposer)
+    assert [path for path in (main.dir / "base").glob("*/[0-9]*")] == []
+    main.start()
+    assert main.value("SELECT count(*) FROM t WHERE i = -1") == 100
+
+
+def test_a_crashed_directory_is_refused(neon_env_builder: NeonEnvBuilder):
+    env = neon_env_builder.start()
+    main = prepare(env)
+    walproposer = main.walproposer_pid()
+    main.kill()
+    processes.wait_until(lambda: not processes.alive(walproposer), "the walproposer ends with its server")
+    with pytest.raises(RuntimeError, match="was not shut down cleanly"):
+        run_as_account("postgres", "-D", str(main.dir), cwd=main.dir)
+    main.start()
+    assert main.value("SELECT count(*) FROM t") == ROWS
+
+
+def test_functions_of_the_extension(neon_env_builder: NeonEnvBuilder):
+    main = prepare(neon_env_builder.start())
+    received = "SELECT received_lsn FROM backpressure_lsns() WHERE received_lsn >= '%s'" % main.lsn()
+    processes.wait_until(lambda: main.sql(received), "the pageserver has reported that it has everything")
+    assert main.value("SELECT backpressure_throttling_time()") >= 0
+
+
+def test_bad_settings_are_refused(neon_env_builder: NeonEnvBuilder):
+    env = neon_env_builder.start()
+    for name, value, reason in [
+        ("timeline_id", "nonsense", "hexadecimal digits"),
+        ("pageserver_connstring", "postgresql://u:secret@localhost:1", "name of an environment variable"),
+        ("timeline_id", "", "must be set"),
+        ("synchronous_standby_names", "", "would not wait"),
+        ("wal_level", "minimal", "wal_level must be"),
+    ]:
+        setting = name if name in ("synchronous_standby_names", "wal_level") else f"neon__{name}"
+        bad = env.endpoint(f"bad_{name}_{len(value)}", branch="main").set(max_wal_senders="0", **{setting: value})
+        with pytest.raises(CommandFailed):
+            bad.start()
+        assert reason in bad.log
+        assert "secret" not in bad.log
+
+
+def test_read_only_compute(neon_env_builder: NeonEnvBuilder):
+    env = neon_env_builder.start()
+    main = prepare(env, max_prepared_transactions="10", max_connections="150")
+    lsn = main.lsn()
+    main.sql("DELETE FROM t WHERE i > 10", "VACUUM t", "CREATE TABLE later ()")
+    old = env.endpoint("old", branch="main", lsn=lsn).start()
+    assert old.sql("SELECT count(*), sum(length(v)) FROM t") == [(ROWS, ROWS * 100)]
+    assert old.value("SELECT pg_relation_size('t')") > ROWS * 100
+    assert old.value("SELECT count(*) FROM pg_class WHERE relname = 'later'") == 0
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+        old.sql("INSERT INTO t VALUES (0, 'x')")
+    assert main.value("SELECT count(*) FROM t") == 10
+
+
+def test_size_limit(neon_env_builder: NeonEnvBuilder):
+    main = prepare(neon_env_builder.start())
+    processes.wait_until(lambda: main.value("SELECT pg_cluster_size()"), "the pageserver has reported a size")
+    main.sql("ALTER SYSTEM SET neon.max_cluster_size = '1MB'", "SELECT pg_reload_conf()")
+    with pytest.raises(psycopg2.errors.DiskFull, match="cluster size limit"):
+        main.sql("SELECT pg_sleep(0.5)", "INSERT INTO t SELECT i, repeat('y', 100) FROM generate_series(1, 20000) i")
+    main.sql("ALTER SYSTEM RESET neon.max_cluster_size", "SELECT pg_reload_conf()", "SELECT pg_sleep(0.5)")
+    main.sql("INSERT INTO t SELECT i, repeat('y', 100) FROM generate_series(1, 20000) i")

@@ -1,0 +1,213 @@
+"""What becomes of pages that leave shared buffers: each hazard that docs/compute.md names."""
+
+import pytest
+
+from fixtures.neon_env import Endpoint, NeonEnvBuilder
+
+
+@pytest.fixture
+def main(neon_env_builder: NeonEnvBuilder) -> Endpoint:
+    """A compute with little memory, and the test extension in it."""
+    env = neon_env_builder.start()
+    main = env.endpoint("main").set(shared_buffers="1MB", autovacuum="off").start()
+    main.sql("CREATE EXTENSION neon_test_utils")
+    return main
+
+
+def evict(main: Endpoint):
+    main.sql("SELECT clear_buffer_cache()")
+
+
+def test_all_visible_flag_survives_eviction(main: Endpoint):
+    """VACUUM sets it without advancing the page's LSN. Lost, the next DELETE would not clear the map."""
+    main.sql("CREATE EXTENSION pageinspect", "CREATE EXTENSION pg_visibility")
+    main.sql("CREATE TABLE t (i int)", "INSERT INTO t SELECT generate_series(1, 5000)")
+    evict(main)
+    main.sql("VACUUM t")
+    evict(main)
+    pages = main.value("SELECT pg_relation_size('t') / 8192")
+    flags = "SELECT count(*) FROM generate_series(0, %s) b, page_header(get_raw_page('t', b::int)) WHERE flags & 4 <> 0"
+    assert main.value(flags % (pages - 1)) == pages
+    main.sql("DELETE FROM t WHERE i % 100 = 0")
+    evict(main)
+    assert main.sql("SELECT * FROM pg_check_visible('t')") == []
+    assert main.value("SET enable_seqscan = off; SELECT count(*) FROM t") == 4950
+
+
+def test_visibility_map_is_never_stale(main: Endpoint):
+    """Its bits are cleared without an LSN on the map's page."""
+    main.sql("CREATE TABLE t (i int PRIMARY KEY)", "INSERT INTO t SELECT generate_series(1, 5000)", "VACUUM t")
+    main.sql("CREATE EXTENSION pg_visibility")
+    for i in range(1, 20):
+        evict(main)
+        main.sql(f"DELETE FROM t WHERE i = {i * 250}")
+        evict(main)
+        assert main.sql("SELECT * FROM pg_check_visible('t')") == []
+        only_index = "SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM t WHERE i > 0"
+        assert main.value(only_index) == 5000 - i
+    main.sql("VACUUM t")
+    main.restart()
+    assert main.sql("SELECT * FROM pg_check_visible('t')") == []
+
+
+def test_free_space_map_outlives_the_compute(main: Endpoint):
+    main.sql("CREATE EXTENSION pg_freespacemap")
+    main.sql("CREATE TABLE t (i int, v text)", "INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 5000) i")
+    main.sql("DELETE FROM t WHERE i % 2 = 0", "VACUUM t")
+    free = "SELECT sum(avail) FROM pg_freespace('t')"
+    before = main.value(free)
+    assert before > 100_000
+    evict(main)
+    assert main.value(free) == before
+    main.restart()
+    assert main.value(free) == before
+
+
+def test_sequences_skip_nothing(main: Endpoint):
+    main.sql("CREATE SEQUENCE s", "CREATE UNLOGGED SEQUENCE u")
+    for i in range(1, 5):
+        assert main.value("SELECT nextval('s')") == i
+        assert main.value("SELECT nextval('u')") == i
+        evict(main)
+    assert main.value("SELECT log_cnt FROM s") == 29
+    main.restart()
+    assert main.value("SELECT nextval('s')") == 5
+    assert main.value("SELECT nextval('u')") == 1, "an unlogged sequence starts anew"
+    assert main.value("SELECT nextval('s')") == 6
+    # After a crash values may be skipped, but none may come twice.
+    main.kill()
+    main.start()
+    assert main.value("SELECT nextval('s')") > 6
+
+
+INDEXES = {
+    "btree": ("(v)", "v = '%(x)s'"),
+    "hash": ("(v)", "v = '%(x)s'"),
+    "gin": ("(a)", "a @> '{%(n)s}'"),
+    "gist": ("(p)", "p <@ circle(point(%(n)s, %(n)s), 0.5)"),
+    "spgist": ("(p)", "p <@ box(point(%(n)s, %(n)s), point(%(n)s, %(n)s))"),
+    "brin": ("(i)", "i = %(n)s"),
+}
+
+
+@pytest.mark.parametrize("method", INDEXES)
+@pytest.mark.parametrize("persistence", ["", "UNLOGGED"])
+def test_index_built_with_less_memory_than_it_has_pages(main: Endpoint, method: str, persistence: str):
+    """Its pages are evicted before any record describes them."""
+    columns, condition = INDEXES[method]
+    main.sql(
+        f"CREATE {persistence} TABLE t (i int, v text, a int[], p point)",
+        "INSERT INTO t SELECT i, md5((i % 9000)::text), ARRAY[i % 9000, -1 - i % 7], point(i % 9000, i % 9000)"
+        " FROM generate_series(1, 18000) i",
+        f"CREATE INDEX idx ON t USING {method} {columns}",
+    )
+    if method != "brin":
+        assert main.value("SELECT pg_relation_size('idx')") > 400_000
+
+    def check(expected: int):
+        for n in (1, 77, 8999):
+            x = main.value(f"SELECT md5('{n}')")
+            query = f"SET enable_seqscan = %s; SELECT count(*) FROM t WHERE {condition % {'n': n, 'x': x}}"
+            by_index, by_scan = main.value(query % "off"), main.value(query % "on")
+            assert by_index == by_scan == (expected if method != "brin" else min(expected, 1))
+
+    check(2)
+    evict(main)
+    check(2)
+    main.sql("UPDATE t SET i = i WHERE i % 3 = 0", "VACUUM t")
+    check(2)
+    main.restart()
+    check(0 if persistence else 2)
+
+
+def test_unlogged_and_temporary_relations(main: Endpoint):
+    main.sql("CREATE UNLOGGED TABLE u (i int PRIMARY KEY, v text)")
+    main.sql("INSERT INTO u SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i")
+    evict(main)
+    assert main.value("SELECT sum(length(v)) FROM u") == 2_000_000
+    main.sql("ALTER TABLE u SET LOGGED", "CREATE TABLE l AS SELECT * FROM u", "ALTER TABLE l SET UNLOGGED")
+    evict(main)
+    assert main.sql("SELECT (SELECT count(*) FROM u), (SELECT count(*) FROM l)") == [(20000, 20000)]
+    with main.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE x AS SELECT * FROM u; CREATE INDEX ON x (i); SELECT count(*) FROM x")
+        assert cursor.fetchall() == [(20000,)]
+    main.restart()
+    assert main.sql("SELECT (SELECT count(*) FROM u), (SELECT count(*) FROM l)") == [(20000, 0)]
+
+
+def test_nothing_of_an_aborted_transaction_is_left(main: Endpoint):
+    with main.cursor(autocommit=False) as cursor:
+        cursor.execute("CREATE TABLE gone (a int[]); INSERT INTO gone SELECT ARRAY[i] FROM generate_series(1, 20000) i")
+        cursor.execute("CREATE INDEX ON gone USING gin (a); SELECT pg_relation_filepath('gone')")
+        ((path,),) = cursor.fetchall()
+        cursor.connection.rollback()
+    main.sql("CHECKPOINT")
+    assert not (main.dir / path).exists()
+    assert main.value("SELECT count(*) FROM pg_class WHERE relname = 'gone'") == 0
+
+
+def test_sizes_are_seen_by_all_and_kept(main: Endpoint):
+    main.sql("CREATE TABLE t (v text)")
+    with main.cursor() as writer, main.cursor() as reader:
+        for n in range(1, 6):
+            writer.execute("INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+            reader.execute("SELECT count(*), pg_relation_size('t') FROM t")
+            ((rows, size),) = reader.fetchall()
+            assert rows == n * 1000 and size >= rows * 1000
+    sizes = "SELECT pg_relation_size('t'), pg_table_size('t'), pg_total_relation_size('t'), pg_relation_size('t', 'vm')"
+    main.sql("VACUUM t")
+    before = main.sql(sizes)
+    assert main.value("SELECT pg_database_size('postgres')") > before[0][0]
+    assert main.value("SELECT pg_tablespace_size('pg_default')") > before[0][0]
+    main.restart()
+    assert main.sql(sizes) == before
+    main.sql("DELETE FROM t", "VACUUM t")
+    assert main.value("SELECT pg_relation_size('t')") == 0
+    main.restart()
+    assert main.value("SELECT pg_relation_size('t')") == 0
+    assert main.value("SELECT pg_relation_size(4294967295::oid)") is None
+
+
+@pytest.mark.parametrize("strategy", ["wal_log", "file_copy"])
+def test_create_database(main: Endpoint, strategy: str):
+    main.sql("CREATE DATABASE source")
+    main.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) i", "CREATE INDEX ON t (i)", dbname="source")
+    main.sql("CREATE SEQUENCE s", "SELECT nextval('s')", "CREATE UNLOGGED TABLE u AS SELECT 1", dbname="source")
+    main.sql(f"CREATE DATABASE copy TEMPLATE source STRATEGY {strategy}")
+    for _ in range(2):
+        assert main.value("SELECT count(*) FROM t", dbname="copy") == 10000
+        assert main.value("SET enable_seqscan = off; SELECT i FROM t WHERE i = 77", dbname="copy") == 77
+        main.sql("INSERT INTO t VALUES (0); DELETE FROM t WHERE i = 0", dbname="copy")
+        assert main.value("SELECT count(*) FROM t", dbname="source") == 10000
+        main.restart()
+    main.sql("DROP DATABASE copy")
+    assert main.value("SELECT count(*) FROM t", dbname="source") == 10000
+
+
+def test_tablespace(main: Endpoint):
+    main.sql("SET allow_in_place_tablespaces = on", "CREATE TABLESPACE ts LOCATION ''")
+    main.sql("CREATE TABLE t TABLESPACE ts AS SELECT generate_series(1, 1000) i")
+    with pytest.raises(Exception, match="is not empty"):
+        main.sql("DROP TABLESPACE ts")
+    evict(main)
+    assert main.value("SELECT count(*) FROM t") == 1000
+    main.sql("ALTER TABLE t SET TABLESPACE pg_default", "DROP TABLESPACE ts")
+    assert main.value("SELECT count(*) FROM t") == 1000
+
+
+def test_pages_of_the_pageserver_and_of_the_compute_agree(main: Endpoint):
+    """Byte by byte but for hint bits, which a table that was just written does not have."""
+    main.sql("CREATE EXTENSION pageinspect", "CREATE TABLE t AS SELECT i, repeat('x', 100) v FROM generate_series(1, 3000) i")
+    main.sql("CREATE INDEX idx ON t (i)")
+    for rel in ("idx",):
+        pages = main.value(f"SELECT pg_relation_size('{rel}') / 8192")
+        different = (
+            f"SELECT count(*) FROM generate_series(0, {pages - 1}) b"
+            f" WHERE get_raw_page('{rel}', b::int) <> get_raw_page_at_lsn('{rel}', 'main', b, NULL)"
+        )
+        assert pages > 5 and main.value(different) == 0
+    lsn = main.lsn()
+    old = main.value(f"SELECT get_raw_page_at_lsn('t', 'main', 0, '{lsn}')")
+    main.sql("UPDATE t SET i = -i")
+    assert main.value(f"SELECT get_raw_page_at_lsn('t', 'main', 0, '{lsn}')") == old
+    assert main.value("SELECT get_raw_page_at_lsn('t', 'main', 0, NULL)") != old
