@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::env::LocalEnv;
 use crate::http::ApiClient;
+use crate::output::say_part;
 use crate::process::{Daemon, PidFileOwner, StopMode};
 
 const QUOTA_BYTES: &str = "--quota-backend-bytes=100000000";
@@ -76,7 +77,7 @@ pub async fn start(env: &LocalEnv) -> Result<()> {
     ]
     .map(OsString::from)
     .into();
-    print!("Starting neon broker at {urls}");
+    say_part!("Starting neon broker at {urls}");
     let address = endpoints.first().context("no broker endpoint is configured")?;
     let address = address.trim_start_matches("http://");
     let api = ApiClient::new(address, None);

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod endpoint;
 pub mod env;
 pub mod http;
+pub mod output;
 pub mod pageserver;
 pub mod process;
 pub mod safekeeper;

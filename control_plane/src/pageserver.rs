@@ -16,6 +16,7 @@ use utils::id::{TenantId, TimelineId};
 use crate::broker;
 use crate::env::{AuthType, LocalEnv};
 use crate::http::ApiClient;
+use crate::output::{say, say_part};
 use crate::process::{Daemon, PidFileOwner, StopMode};
 
 /// The pageserver of a repository directory.
@@ -107,7 +108,7 @@ impl<'a> Pageserver<'a> {
 
     /// Makes the pageserver's configuration file; leaves it stopped.
     pub fn init(&self, overrides: &[String]) -> Result<()> {
-        println!("Initializing {}", self.description());
+        say!("Initializing {}", self.description());
         let program = self.env.binary("pageserver");
         let output = Command::new(&program)
             .args(self.arguments(overrides))
@@ -127,7 +128,7 @@ impl<'a> Pageserver<'a> {
 
     /// Starts the daemon and waits until it serves.
     pub async fn start(&self, overrides: &[String]) -> Result<()> {
-        print!("Starting {}", self.description());
+        say_part!("Starting {}", self.description());
         let mut environment = Vec::new();
         if self.env.uses_tokens() {
             environment.push(("NEON_AUTH_TOKEN", self.env.token(None, Scope::SafekeeperData)?));

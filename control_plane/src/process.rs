@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use utils::pid_file::{self, Holder};
 
 use crate::http::RefusedError;
+use crate::output::{say, say_part};
 
 /// How long a daemon may take to start or stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,12 +66,6 @@ pub enum StopMode {
     Immediate,
 }
 
-fn say(text: &str) {
-    print!("{text}");
-    // Progress is for people; a closed standard output must not stop the work.
-    let _ = std::io::stdout().flush();
-}
-
 impl Daemon {
     /// Where its output goes.
     pub fn log_path(&self) -> PathBuf {
@@ -94,7 +89,7 @@ impl Daemon {
         F: Future<Output = Result<()>>,
     {
         if let Holder::Process(pid) = pid_file::holder(&self.pid_file)? {
-            println!("{} is already running, pid: {pid}", self.name);
+            say!("{} is already running, pid: {pid}", self.name);
             return Ok(());
         }
         let mut child = self.spawn(program, arguments, environment)?;
@@ -111,7 +106,7 @@ impl Daemon {
         };
         match self.wait_for(&mut child, is_up).await {
             Ok(()) => {
-                println!("\n{} started, pid: {pid}", self.name);
+                say!("\n{} started, pid: {pid}", self.name);
                 Ok(())
             }
             Err(error) => {
@@ -210,14 +205,14 @@ impl Daemon {
         let name = &self.name;
         let pid = match pid_file::holder(&self.pid_file)? {
             Holder::NoFile => {
-                println!(
+                say!(
                     "{name} is already stopped: no pid file present at {:?}",
                     self.pid_file
                 );
                 return Ok(());
             }
             Holder::Nobody => {
-                println!("No process is holding the pidfile. {name} is already stopped");
+                say!("No process is holding the pidfile. {name} is already stopped");
                 return Ok(());
             }
             Holder::Process(pid) => pid,
@@ -226,7 +221,7 @@ impl Daemon {
             StopMode::Fast => (Signal::SIGTERM, "gracefully"),
             StopMode::Immediate => (Signal::SIGQUIT, "immediately"),
         };
-        say(&format!("Stopping {name} with pid {pid} {manner}.."));
+        say_part!("Stopping {name} with pid {pid} {manner}..");
         match kill(Pid::from_raw(pid as i32), signal) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot signal {name}, pid {pid}")),
@@ -235,7 +230,7 @@ impl Daemon {
         let mut progress = Progress::new(format!("{name} has not stopped yet, continuing to wait"));
         while started.elapsed() < PATIENCE {
             if pid_file::holder(&self.pid_file)? != Holder::Process(pid) {
-                println!("\n{name} stopped");
+                say!("\n{name} stopped");
                 return Ok(());
             }
             progress.tick(started.elapsed());
@@ -265,12 +260,12 @@ impl Progress {
     fn tick(&mut self, elapsed: Duration) {
         if elapsed.as_secs() / DOT_EVERY.as_secs() > self.dots {
             self.dots += 1;
-            say(".");
+            say_part!(".");
         }
         if elapsed > NOTICE_AFTER
             && let Some(notice) = self.notice.take()
         {
-            say(&format!("\n{notice}"));
+            say_part!("\n{notice}");
         }
     }
 }

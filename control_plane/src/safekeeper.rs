@@ -13,6 +13,7 @@ use utils::lsn::Lsn;
 use crate::broker;
 use crate::env::{LocalEnv, SafekeeperConfig};
 use crate::http::ApiClient;
+use crate::output::say_part;
 use crate::process::{Daemon, PidFileOwner, StopMode};
 
 const HOST: &str = "127.0.0.1";
@@ -102,7 +103,7 @@ impl<'a> Safekeeper<'a> {
     /// Starts the daemon and waits until it serves.
     pub async fn start(&self) -> Result<()> {
         let config = self.config;
-        print!(
+        say_part!(
             "Starting safekeeper at '{HOST}:{}' in '{}'",
             config.pg_port,
             self.dir().display()

@@ -9,6 +9,7 @@ use utils::lsn::Lsn;
 
 use crate::endpoint::{self, Endpoint, NewEndpoint};
 use crate::env::{LocalEnv, PG_VERSION};
+use crate::output::{say, say_part};
 use crate::pageserver::Pageserver;
 use crate::process::StopMode;
 
@@ -137,14 +138,14 @@ async fn start(arguments: StartArgs, env: &LocalEnv) -> Result<()> {
                     found.conf.port
                 );
             }
-            println!("Starting existing postgres {name}...");
+            say!("Starting existing postgres {name}...");
             found
         }
         None => {
             let version = arguments.what.pg_version;
             let new = create(name, arguments.what, env)?;
             let timeline = new.conf.timeline_id;
-            println!(
+            say!(
                 "Starting new postgres (v{version}) {} on timeline {timeline} ...",
                 new.name
             );
@@ -188,7 +189,7 @@ async fn list(tenant: TenantId, env: &LocalEnv) -> Result<()> {
             endpoint.status().to_string(),
         ]);
     }
-    print!("{}", table(&rows));
+    say_part!("{}", table(&rows));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use utils::auth::Scope;
 
 use crate::account::{Account, create_reachable_dir};
 use crate::env::{LocalEnv, PG_VERSION, default_config, parse_config, repo_path};
+use crate::output::say;
 use crate::pageserver::Pageserver;
 use crate::safekeeper::Safekeeper;
 
@@ -121,7 +122,7 @@ fn make_compute_root(env: &LocalEnv) -> Result<()> {
         std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
     } else {
         let elsewhere = create_reachable_dir()?;
-        println!(
+        say!(
             "PostgreSQL's account cannot enter {}: data directories of endpoints are in {}",
             env.repo.display(),
             elsewhere.display()

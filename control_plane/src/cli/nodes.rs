@@ -5,6 +5,7 @@ use utils::id::NodeId;
 
 use super::StopModeArg;
 use crate::env::LocalEnv;
+use crate::output::say;
 use crate::pageserver::Pageserver;
 use crate::process::StopMode;
 use crate::safekeeper::Safekeeper;
@@ -148,7 +149,7 @@ pub async fn pageserver(command: PageserverCommand, env: &LocalEnv) -> Result<()
             or_exit("pageserver start failed", started);
         }
         PageserverCommand::Status => match node.status().await {
-            Ok(()) => println!("Page server is up and running"),
+            Ok(()) => say!("Page server is up and running"),
             Err(error) => or_exit("Page server is not available", Err(error)),
         },
     }

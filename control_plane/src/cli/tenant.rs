@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use utils::id::{TenantId, TimelineId};
 
 use crate::env::{LocalEnv, PG_VERSION};
+use crate::output::say;
 use crate::pageserver::Pageserver;
 
 /// Branch every new tenant has.
@@ -107,7 +108,7 @@ pub async fn run(command: TenantCommand, env: &mut LocalEnv) -> Result<()> {
     match command {
         TenantCommand::List => {
             for tenant in Pageserver::new(env).tenants().await? {
-                println!("{} {}", tenant.id, tenant.state.as_str());
+                say!("{} {}", tenant.id, tenant.state.as_str());
             }
             Ok(())
         }
@@ -117,14 +118,14 @@ pub async fn run(command: TenantCommand, env: &mut LocalEnv) -> Result<()> {
             let tenant = env.tenant_or_default(tenant_id)?;
             let (settings, _ignored) = parse_settings(&config)?;
             Pageserver::new(env).configure_tenant(tenant, settings).await?;
-            println!("tenant {tenant} successfully configured on the pageserver");
+            say!("tenant {tenant} successfully configured on the pageserver");
             Ok(())
         }
     }
 }
 
 fn set_default(tenant: TenantId, env: &mut LocalEnv) -> Result<()> {
-    println!("Setting tenant {tenant} as a default one");
+    say!("Setting tenant {tenant} as a default one");
     env.config.default_tenant_id = Some(tenant);
     env.save()
 }
@@ -138,16 +139,17 @@ async fn create(arguments: CreateArgs, env: &mut LocalEnv) -> Result<()> {
     let wanted = arguments.tenant_id.unwrap_or_else(TenantId::generate);
     let pageserver = Pageserver::new(env);
     let tenant = pageserver.create_tenant(wanted, settings).await?;
-    println!("tenant {tenant} successfully created on the pageserver");
+    say!("tenant {tenant} successfully created on the pageserver");
     let request = TimelineCreateRequest {
         new_timeline_id: Some(arguments.timeline_id.unwrap_or_else(TimelineId::generate)),
         pg_version: Some(arguments.pg_version),
         ..TimelineCreateRequest::default()
     };
     let timeline = pageserver.create_timeline(tenant, &request).await?;
-    println!(
+    say!(
         "Created an initial timeline '{}' at Lsn {} for tenant: {tenant}",
-        timeline.timeline_id, timeline.last_record_lsn
+        timeline.timeline_id,
+        timeline.last_record_lsn
     );
     env.map_branch(FIRST_BRANCH, tenant, timeline.timeline_id)?;
     env.save()?;

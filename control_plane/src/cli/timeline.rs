@@ -9,6 +9,7 @@ use utils::lsn::Lsn;
 
 use crate::endpoint::{self, NewEndpoint};
 use crate::env::{LocalEnv, PG_VERSION};
+use crate::output::{say, say_part};
 use crate::pageserver::Pageserver;
 use crate::safekeeper;
 use crate::timeline_tree;
@@ -129,7 +130,7 @@ pub async fn run(command: TimelineCommand, env: &mut LocalEnv) -> Result<()> {
 async fn list(tenant: TenantId, env: &LocalEnv) -> Result<()> {
     let timelines = Pageserver::new(env).timelines(tenant).await?;
     let name_of = |timeline| env.branch_of_timeline(tenant, timeline).map(str::to_owned);
-    print!("{}", timeline_tree::render(&timelines, name_of));
+    say_part!("{}", timeline_tree::render(&timelines, name_of));
     Ok(())
 }
 
@@ -152,7 +153,7 @@ async fn make(
     env.save()?;
     // A branch begins where it left its ancestor, whatever it has received since.
     let lsn = timeline.ancestor_lsn.unwrap_or(timeline.last_record_lsn);
-    println!("Created timeline '{id}' at Lsn {lsn} for tenant: {tenant}{tail}");
+    say!("Created timeline '{id}' at Lsn {lsn} for tenant: {tenant}{tail}");
     Ok(())
 }
 
@@ -162,7 +163,7 @@ async fn import(arguments: ImportArgs, env: &mut LocalEnv) -> Result<()> {
     let wal = arguments.wal_tarfile.zip(arguments.end_lsn);
     let end_lsn = wal.as_ref().map_or(base_lsn, |(_, end_lsn)| *end_lsn);
     env.check_branch_is_free(&arguments.node_name, tenant)?;
-    println!("Importing timeline into pageserver ...");
+    say!("Importing timeline into pageserver ...");
     let pageserver = Pageserver::new(env);
     let version = arguments.pg_version;
     let base = format!("import basebackup {tenant} {timeline} {base_lsn} {end_lsn} {version}");
@@ -173,7 +174,7 @@ async fn import(arguments: ImportArgs, env: &mut LocalEnv) -> Result<()> {
     }
     env.map_branch(&arguments.node_name, tenant, timeline)?;
     env.save()?;
-    println!("Creating node for imported timeline ...");
+    say!("Creating node for imported timeline ...");
     let new = NewEndpoint {
         name: arguments.node_name,
         tenant_id: tenant,
@@ -183,6 +184,6 @@ async fn import(arguments: ImportArgs, env: &mut LocalEnv) -> Result<()> {
         pg_version: version,
     };
     endpoint::create(env, new)?;
-    println!("Done");
+    say!("Done");
     Ok(())
 }

@@ -16,6 +16,7 @@ use utils::lsn::Lsn;
 
 use crate::account::Account;
 use crate::env::{LocalEnv, PG_VERSION};
+use crate::output::say;
 use crate::pageserver::Pageserver;
 use crate::process::StopMode;
 
@@ -238,7 +239,7 @@ impl Endpoint<'_> {
             None if self.env.config.safekeepers.is_empty() => None,
             None => self.sync_safekeepers(&program)?,
         };
-        println!(
+        say!(
             "Extracting base backup to create postgres instance: path={} port={}",
             dir.display(),
             self.conf.port
@@ -249,7 +250,7 @@ impl Endpoint<'_> {
             std::fs::write(dir.join("standby.signal"), "").context("cannot write standby.signal")?;
         }
         account.own_all(&dir)?;
-        println!("Starting postgres node at '{}'", self.connection_string());
+        say!("Starting postgres node at '{}'", self.connection_string());
         self.pg_ctl(&account, &["-w", "start"])
     }
 
@@ -272,7 +273,7 @@ impl Endpoint<'_> {
         let lsn: Lsn = text
             .parse()
             .context("unexpected output of walproposer --sync-safekeepers")?;
-        println!("Safekeepers synced on {lsn}");
+        say!("Safekeepers synced on {lsn}");
         Ok(lsn.is_valid().then_some(lsn))
     }
 
@@ -300,7 +301,7 @@ impl Endpoint<'_> {
     /// Stops it. One that does not run is left as it is.
     pub fn stop(&self, mode: StopMode) -> Result<()> {
         if !self.dir().join("postmaster.pid").exists() {
-            println!("endpoint '{}' is already stopped", self.name);
+            say!("endpoint '{}' is already stopped", self.name);
             return Ok(());
         }
         let manner = match mode {
@@ -316,7 +317,7 @@ impl Endpoint<'_> {
             self.stop(StopMode::Immediate)?;
         }
         let dir = self.dir();
-        println!("Destroying postgres data directory '{}'", dir.display());
+        say!("Destroying postgres data directory '{}'", dir.display());
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
     }
 }
