@@ -66,9 +66,12 @@ check_connstring(char **value, void **extra, GucSource source)
 {
 	const char *problem = pageserver_connstring_problem(*value);
 
-	if (problem != NULL)
-		GUC_check_errdetail("%s", problem);
-	return problem == NULL;
+	if (problem == NULL)
+		return true;
+	/* The usual message would show the value, which may hold a secret. */
+	GUC_check_errmsg("invalid value for parameter \"neon.pageserver_connstring\"");
+	GUC_check_errdetail("%s", problem);
+	return false;
 }
 
 static bool
@@ -169,6 +172,11 @@ check_settings(void)
 		ereport(FATAL,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
 				 errmsg("neon.tenant_id and neon.timeline_id must be set")));
+	/* A value that was refused has become the default, with a warning. */
+	if (neon_pageserver_connstring[0] == '\0')
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("neon.pageserver_connstring must be set")));
 	if (!neon_has_safekeepers())
 		return;
 	if (wal_level < WAL_LEVEL_REPLICA)

@@ -98,10 +98,9 @@ start_connecting(void)
 	const char *values[6] = {0};
 	PGconn	   *started;
 
-	if (neon_pageserver_connstring[0] == '\0' || options == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("neon.pageserver_connstring is not set, so there is no page server to read from")));
+	/* The setting was checked at start. */
+	if (options == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	for (int i = 0; i < 4; i++)
 		values[i] = option_value(options, keywords[i]);
 	values[4] = "neon";
