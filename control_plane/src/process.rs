@@ -88,8 +88,7 @@ impl Daemon {
     where
         F: Future<Output = Result<()>>,
     {
-        if let Holder::Process(pid) = pid_file::holder(&self.pid_file)? {
-            say!("{} is already running, pid: {pid}", self.name);
+        if self.runs_already(&ready).await? {
             return Ok(());
         }
         let mut child = self.spawn(program, arguments, environment)?;
@@ -116,6 +115,25 @@ impl Daemon {
                 Err(error.context(format!("see its log: {}", self.log_path().display())))
             }
         }
+    }
+
+    /// Whether it runs and serves. One that was killed a moment ago may still hold its pid file: that passes.
+    async fn runs_already<F>(&self, ready: impl Fn() -> F) -> Result<bool>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let started = Instant::now();
+        while let Holder::Process(pid) = pid_file::holder(&self.pid_file)? {
+            if ready().await.is_ok() {
+                say!("{} is already running, pid: {pid}", self.name);
+                return Ok(true);
+            }
+            if started.elapsed() > PATIENCE {
+                bail!("{} runs with pid {pid}, but does not answer", self.name);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(false)
     }
 
     fn spawn(&self, program: &Path, arguments: &[OsString], environment: &[(&str, String)]) -> Result<Child> {

@@ -97,11 +97,11 @@ pub fn all(env: &LocalEnv) -> Result<Vec<Endpoint<'_>>> {
         .flatten()
     {
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        endpoints.push(Endpoint {
-            env,
-            conf: EndpointConf::read(&dir)?,
-            name,
-        });
+        match EndpointConf::read(&dir) {
+            Ok(conf) => endpoints.push(Endpoint { env, conf, name }),
+            // One that somebody spoilt must not keep the others from being listed and stopped.
+            Err(error) => eprintln!("leaving out endpoint '{name}': {error:#}"),
+        }
     }
     Ok(endpoints)
 }
