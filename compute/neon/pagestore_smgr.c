@@ -187,7 +187,7 @@ void
 pagestore_set_request_lsn(PageRequest *request)
 {
 	set_version(request, relsize_lost_changes() && !RecoveryInProgress() ?
-				current_insert_lsn() : last_written_lsn_floor());
+				current_insert_lsn() : Max(last_written_lsn_floor(), relsize_lost_drops_lsn()));
 }
 
 static void

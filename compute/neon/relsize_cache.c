@@ -3,12 +3,13 @@
  *	  What this compute knows about relation forks, in shared memory.
  *
  * A set-associative cache: a fork hashes to a bucket of a few entries, and a full bucket gives up
- * the entry that is cheapest to lose: one that only repeats what the page server said, else the one
- * used longest ago. Its memory is bounded (neon.relsize_hash_size entries) and there are no chains.
+ * the entry that is cheapest to lose (see LossCost), among equals the one used longest ago. Its
+ * memory is bounded (neon.relsize_hash_size entries) and there are no chains.
  *
- * Losing an entry is always allowed. What this compute changed reaches the page server as WAL, so
- * once a changed entry has been lost, sizes are asked at the current insert position
- * (relsize_lost_changes). Only trailing zero pages that no WAL mentions can be forgotten that way;
+ * Losing an entry is always allowed. What this compute changed reaches the page server as WAL. The
+ * drop of a fork has been written by then, so forks without an entry are asked for at the insert
+ * position of that moment or later (relsize_lost_drops_lsn). A fork that lives may go on changing, so
+ * once one was lost they are asked for at the insert position of now (relsize_lost_changes). Only trailing zero pages that no WAL mentions can be forgotten that way;
  * nothing refers to them but the free space map, which PostgreSQL checks against the relation size.
  *
  * The functions that record changes neither allocate nor fail: truncation runs in a critical section.
@@ -20,6 +21,7 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 
+#include "cluster_state.h"
 #include "neon.h"
 #include "relsize_cache.h"
 
@@ -44,6 +46,7 @@ typedef struct RelsizeCache
 {
 	pg_atomic_uint32 clock;		/* ticks with each new entry */
 	pg_atomic_uint32 lost_changes;
+	pg_atomic_uint64 lost_drops_lsn;
 	uint32		buckets_count;
 	Bucket		buckets[FLEXIBLE_ARRAY_MEMBER];
 } RelsizeCache;
@@ -91,6 +94,7 @@ relsize_cache_shmem_init(void)
 	MemSet(cache, 0, relsize_cache_shmem_size());
 	pg_atomic_init_u32(&cache->clock, 1);
 	pg_atomic_init_u32(&cache->lost_changes, 0);
+	pg_atomic_init_u64(&cache->lost_drops_lsn, InvalidXLogRecPtr);
 	cache->buckets_count = buckets_count();
 }
 
@@ -125,18 +129,55 @@ find(Bucket *bucket, RelFileNode node, ForkNumber fork)
 	return NULL;
 }
 
+/* What losing an entry costs, ascending. */
+typedef enum LossCost
+{
+	LOSE_NOTHING,				/* a free entry */
+	LOSE_ANSWER,				/* the page server can be asked again */
+	LOSE_DROP,					/* asking again has to wait until it knows of the drop */
+	LOSE_CHANGES,				/* asking again has to wait for all WAL so far */
+	LOSE_POSITION,				/* a sequence will skip values at the next clean restart */
+} LossCost;
+
+static LossCost
+loss_cost(const Entry *entry)
+{
+	if (entry->node.relNode == 0)
+		return LOSE_NOTHING;
+	if (!entry->state.changed_here)
+		return LOSE_ANSWER;
+	if (entry->state.existence == KNOWN_ABSENT)
+		return LOSE_DROP;
+	return entry->state.has_unlogged_sequence ? LOSE_POSITION : LOSE_CHANGES;
+}
+
 /* Whether `a` is the cheaper of two entries to lose. */
 static bool
 cheaper_to_lose(Entry *a, Entry *b)
 {
 	uint32		now = pg_atomic_read_u32(&cache->clock);
 
-	if ((a->node.relNode == 0) != (b->node.relNode == 0))
-		return a->node.relNode == 0;
-	if (a->state.changed_here != b->state.changed_here)
-		return !a->state.changed_here;
+	if (loss_cost(a) != loss_cost(b))
+		return loss_cost(a) < loss_cost(b);
 	/* Differences, not values: the clock wraps around. */
 	return now - pg_atomic_read_u32(&a->last_used) > now - pg_atomic_read_u32(&b->last_used);
+}
+
+/* Remembers what readers must know of an entry that is being pushed out. */
+static void
+note_loss(const Entry *entry)
+{
+	uint64		now;
+	uint64		seen;
+
+	if (loss_cost(entry) >= LOSE_CHANGES)
+		pg_atomic_write_u32(&cache->lost_changes, 1);
+	if (loss_cost(entry) != LOSE_DROP)
+		return;
+	now = current_insert_lsn();
+	seen = pg_atomic_read_u64(&cache->lost_drops_lsn);
+	while (seen < now && !pg_atomic_compare_exchange_u64(&cache->lost_drops_lsn, &seen, now))
+		;
 }
 
 /* Finds the fork's entry or makes one. The caller holds the bucket's lock exclusively. */
@@ -154,9 +195,7 @@ find_or_make(Bucket *bucket, RelFileNode node, ForkNumber fork)
 		if (cheaper_to_lose(&bucket->entries[i], entry))
 			entry = &bucket->entries[i];
 	}
-	if (entry->node.relNode != 0 && entry->state.changed_here)
-		pg_atomic_write_u32(&cache->lost_changes, 1);
-
+	note_loss(entry);
 	entry->node = node;
 	entry->fork = fork;
 	entry->state = nothing_known;
@@ -353,4 +392,10 @@ bool
 relsize_lost_changes(void)
 {
 	return pg_atomic_read_u32(&cache->lost_changes) != 0;
+}
+
+XLogRecPtr
+relsize_lost_drops_lsn(void)
+{
+	return pg_atomic_read_u64(&cache->lost_drops_lsn);
 }

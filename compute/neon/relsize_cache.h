@@ -71,7 +71,10 @@ extern bool relsize_next_sequence(uint32 *position, RelFileNode *node, ForkNumbe
 /* The database left a tablespace, or all (InvalidOid): nothing is known of its relations there. */
 extern void relsize_forget_database(Oid dbnode, Oid spcnode);
 
-/* Were entries with changes of this compute pushed out, so that sizes must be asked at the newest LSN? */
+/* Were entries of living forks this compute changed pushed out? Then others are asked for at the newest LSN. */
 extern bool relsize_lost_changes(void);
+
+/* From which LSN on does the page server know of all drops whose entries were pushed out? */
+extern XLogRecPtr relsize_lost_drops_lsn(void);
 
 #endif							/* NEON_RELSIZE_CACHE_H */
