@@ -397,12 +397,26 @@ pagestore_writeback(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, Block
 		mdwriteback(reln, fork, blkno, nblocks);
 }
 
+/*
+ * The size of a fork as the page server knows it. The creation of a map fork is in no WAL record: the
+ * page server may not know one that this compute has made, until a page of it is logged.
+ */
+static BlockNumber
+remote_nblocks(RelFileNode node, ForkNumber fork)
+{
+	PageRequest request = fork_request(REQUEST_EXISTS, node, fork);
+
+	if (fork != MAIN_FORKNUM && !pagestream_exists(&request))
+		return 0;
+	request.kind = REQUEST_NBLOCKS;
+	return pagestream_nblocks(&request);
+}
+
 static BlockNumber
 pagestore_nblocks(SMgrRelation reln, ForkNumber fork)
 {
 	RelFileNode node = reln->smgr_rnode.node;
 	BlockNumber nblocks;
-	PageRequest request;
 
 	if (is_local_fork(reln->smgr_rnode, fork))
 		return mdnblocks(reln, fork);
@@ -410,9 +424,7 @@ pagestore_nblocks(SMgrRelation reln, ForkNumber fork)
 	if (nblocks != InvalidBlockNumber)
 		return nblocks;
 
-	request = fork_request(REQUEST_NBLOCKS, node, fork);
-	nblocks = pagestream_nblocks(&request);
-	nblocks = Max(nblocks, overlay_nblocks(reln, fork));
+	nblocks = Max(remote_nblocks(node, fork), overlay_nblocks(reln, fork));
 	/* A hot standby's relations grow by replay too, which keeps the cache up to date. */
 	relsize_learn_nblocks(node, fork, nblocks);
 	return nblocks;

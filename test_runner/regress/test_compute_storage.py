@@ -211,3 +211,27 @@ def test_pages_of_the_pageserver_and_of_the_compute_agree(main: Endpoint):
     main.sql("UPDATE t SET i = -i")
     assert main.value(f"SELECT get_raw_page_at_lsn('t', 'main', 0, '{lsn}')") == old
     assert main.value("SELECT get_raw_page_at_lsn('t', 'main', 0, NULL)") != old
+
+
+def test_more_relations_than_the_size_cache_holds(neon_env_builder: NeonEnvBuilder):
+    """Forks whose entries were pushed out are asked for again; maps may be unknown to the pageserver."""
+    env = neon_env_builder.start()
+    main = env.endpoint("main").set(shared_buffers="1MB", autovacuum="off", neon__relsize_hash_size="1024").start()
+    tables = 700
+    with main.cursor() as cursor:
+        for n in range(tables):
+            cursor.execute(f"CREATE TABLE t{n} (i serial PRIMARY KEY, v text)")
+            cursor.execute(f"INSERT INTO t{n} (v) SELECT 'x' FROM generate_series(1, {n % 5 + 1})")
+        cursor.execute("VACUUM")
+        for n in range(tables):
+            cursor.execute(f"INSERT INTO t{n} (v) VALUES ('y')")
+            if n % 7 == 0:
+                cursor.execute(f"DROP TABLE t{n}")
+        cursor.execute("VACUUM")
+    left = [n for n in range(tables) if n % 7]
+    for _ in range(2):
+        with main.cursor() as cursor:
+            for n in left:
+                cursor.execute(f"SELECT count(*), pg_relation_size('t{n}'), max(i) FROM t{n}")
+                assert cursor.fetchall() == [(n % 5 + 2, 8192, n % 5 + 2)], n
+        main.restart()
