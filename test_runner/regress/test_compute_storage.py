@@ -214,9 +214,9 @@ def test_pages_of_the_pageserver_and_of_the_compute_agree(main: Endpoint):
 
 
 def test_more_relations_than_the_size_cache_holds(neon_env_builder: NeonEnvBuilder):
-    """Forks whose entries were pushed out are asked for again; maps may be unknown to the pageserver."""
+    """Forks whose entries were pushed out are asked for again. Their maps, in memory still, are in no WAL record yet."""
     env = neon_env_builder.start()
-    main = env.endpoint("main").set(shared_buffers="1MB", autovacuum="off", neon__relsize_hash_size="1024").start()
+    main = env.endpoint("main").set(shared_buffers="64MB", autovacuum="off", neon__relsize_hash_size="1024").start()
     tables = 700
     with main.cursor() as cursor:
         for n in range(tables):
