@@ -11,7 +11,7 @@ BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
 SEEDS ?= 100000
 FIRST_SEED ?= 1
 
-.PHONY: simulate help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
+.PHONY: simulate test-simulator help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -47,7 +47,12 @@ quickstart: release extension
 simulate: setup
 	cargo run -p simulator --bin simulate -- --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
-test: test-rust test-regress
+test: test-rust test-simulator test-regress
+
+# The protocol under faults, and the proof that breaking any of its rules would be seen.
+test-simulator: setup
+	cargo run -q -p simulator --bin simulate -- --seeds 2000
+	cargo test -q -p simulator --features mutations --test mutations -- --nocapture
 
 test-rust: setup
 	@if cargo nextest --version >/dev/null 2>&1; then \

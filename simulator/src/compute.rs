@@ -33,6 +33,9 @@ const START_LATENCY: Micros = 20_000;
 /// Most WAL given to the proposer at once, in bytes.
 const WAL_CHUNK_MAX: u64 = 10_000;
 
+/// Most WAL that a donor gives at once: little, so that there is a middle to be interrupted in.
+const FETCH_CHUNK_MAX: u64 = 1_000;
+
 /// What a compute is doing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Life {
@@ -373,7 +376,7 @@ impl World {
     }
 
     fn schedule_fetch(&mut self, compute: usize, receiver: SkIndex, id: u64) {
-        let at = self.now + self.rng.delay(2_000);
+        let at = self.now + self.rng.delay(500);
         let run = self.computes[compute].run;
         let event = Event::FetchStep {
             compute,
@@ -408,13 +411,14 @@ impl World {
         if proposer.wants_fetched(receiver) {
             let piece_end = end
                 .min(donor.flush_lsn())
-                .min(fetch.next + self.rng.between(1, WAL_CHUNK_MAX));
+                .min(fetch.next + self.rng.between(1, FETCH_CHUNK_MAX));
             let piece = self.safekeepers[fetch.fetch.donor.0]
                 .disk
                 .read(fetch.next, piece_end);
             fetch.next = piece_end;
             self.computes[compute].fetches[receiver.0] = Some(fetch);
             self.step(compute, ProposerEvent::Fetched(receiver, piece))?;
+            self.after_fetched(compute, fetch.fetch.donor.0);
         }
         self.schedule_fetch(compute, receiver, id);
         Ok(())

@@ -1,6 +1,8 @@
 //! Which faults happen in a run, and how often. Each run has a mix of its own: a fault that is masked
 //! by others in one run meets them alone in another.
 
+use utils::lsn::Lsn;
+
 use crate::Violation;
 use crate::compute::Life;
 use crate::network::{ConnId, Direction};
@@ -9,7 +11,7 @@ use crate::safekeeper::Crash;
 use crate::world::{Event, Micros, World};
 
 /// Most computes before the faults end.
-const COMPUTES_MAX: usize = 12;
+const COMPUTES_MAX: usize = 16;
 
 /// The faults of a run. A rate of `n` means once in `n`; 0 means never.
 #[derive(Clone, Debug)]
@@ -24,8 +26,15 @@ pub(crate) struct Profile {
     block_after_vote: u64,
     /// Crash of a proposer between two of its actions.
     pub(crate) crash_at_action: u64,
+    /// A safekeeper whose WAL is to be cut off hears of it late.
+    late_cut: u64,
+    /// A donor is lost in the middle of what is read from it.
+    lose_donor: u64,
     /// Whether a crash may take the machine along.
     machine_crashes: bool,
+    /// Typical time for which one majority of the safekeepers can be reached, before it is another one's
+    /// turn; `None` if all can.
+    rotation: Option<Micros>,
     kinds: Vec<Fault>,
 }
 
@@ -70,9 +79,12 @@ impl Profile {
             period: [40_000, 120_000, 400_000][rng.index(3)],
             duration: rng.between(3_000_000, 10_000_000),
             crash_at_io: [0, 12, 60, 300][rng.index(4)],
-            block_after_vote: [0, 3, 10][rng.index(3)],
+            block_after_vote: [0, 2, 5][rng.index(3)],
             crash_at_action: [0, 0, 1000][rng.index(3)],
+            late_cut: [0, 1, 2][rng.index(3)],
+            lose_donor: [0, 0, 2, 6][rng.index(4)],
             machine_crashes: !rng.one_in(3),
+            rotation: [None, None, Some(200_000), Some(500_000)][rng.index(4)],
             kinds,
         }
     }
@@ -147,6 +159,52 @@ impl World {
         Ok(())
     }
 
+    /// Another majority, and a new compute that reaches nobody else. Some of those who vote for it then
+    /// hear no more of it, so that the WAL of each term is on some safekeepers, and no two majorities
+    /// have seen the same terms. What computes there were are cut off, or gone.
+    pub(crate) fn on_rotation(&mut self) {
+        if let Some(period) = self.profile.rotation {
+            let next = self.now + self.rng.delay(period);
+            self.schedule(next, Event::Rotation);
+            // Whoever has most: what it has must not be needed, or not be forgotten.
+            let longest = (0..self.safekeepers.len()).max_by_key(|sk| self.safekeepers[*sk].flush_lsn());
+            let absent = longest.filter(|_| self.rng.one_in(2));
+            self.rotate(next, absent);
+        }
+    }
+
+    /// Another majority, without `absent` if it can do without, and a new compute for it.
+    fn rotate(&mut self, until: Micros, absent: Option<usize>) {
+        if self.computes.len() >= COMPUTES_MAX || !self.is_faulty() {
+            return;
+        }
+        let count = self.safekeepers.len();
+        let mut order: Vec<usize> = (0..count).collect();
+        for last in (1..count).rev() {
+            order.swap(last, self.rng.index(last + 1));
+        }
+        order.sort_by_key(|sk| Some(*sk) == absent);
+        let reachable = self.rng.between(count as u64 / 2 + 1, count as u64) as usize;
+        for compute in 0..self.computes.len() {
+            if self.rng.one_in(2) {
+                self.kill_compute(compute);
+            }
+            for sk in order[..reachable].iter().copied() {
+                self.set_blocked(compute, sk, Direction::Up, until);
+            }
+        }
+        let compute = self.computes.len();
+        self.trace(format_args!(
+            "until {until} compute {compute} reaches {:?}",
+            &order[..reachable]
+        ));
+        for sk in order.split_off(reachable) {
+            self.set_blocked(compute, sk, Direction::Up, until);
+            self.set_blocked(compute, sk, Direction::Down, until);
+        }
+        self.start_compute();
+    }
+
     /// A compute reaches one safekeeper only, which gathers WAL that is never committed, while another
     /// compute has the majority.
     fn isolate_compute(&mut self, compute: usize, only: usize) {
@@ -186,9 +244,40 @@ impl World {
 
     /// The worst moment for the link to fail: the vote counts, its consequences do not arrive.
     pub(crate) fn after_vote(&mut self, compute: usize, sk: usize) {
-        if self.is_faulty() && self.rng.one_in(self.profile.block_after_vote) {
+        // Seldom while only synchronising: a compute that never gets further shows little.
+        let rate = match self.computes[compute].life {
+            Life::Syncing => self.profile.block_after_vote * 4,
+            _ => self.profile.block_after_vote,
+        };
+        if self.is_faulty() && self.rng.one_in(rate) {
             self.block(compute, sk, Direction::Up);
         }
+    }
+
+    /// Before a safekeeper is told that an election is won.
+    pub(crate) fn before_elected(&mut self, compute: usize, sk: usize, start: Lsn) {
+        let cuts = self.safekeepers[sk].flush_lsn() > start;
+        if cuts && self.is_faulty() && self.rng.one_in(self.profile.late_cut) {
+            self.block(compute, sk, Direction::Up);
+        }
+    }
+
+    /// The worst moment for a donor to be lost: the receiver has some of what it lacks.
+    pub(crate) fn after_fetched(&mut self, compute: usize, donor: usize) {
+        if self.is_faulty() && self.rng.one_in(self.profile.lose_donor) {
+            self.block(compute, donor, Direction::Up);
+            self.block(compute, donor, Direction::Down);
+            if self.profile.rotation.is_some() {
+                let at = self.now + self.rng.delay(5_000);
+                self.schedule(at, Event::LoseDonor(donor));
+            }
+        }
+    }
+
+    /// The next compute has to do without the donor.
+    pub(crate) fn on_lose_donor(&mut self, donor: usize) {
+        let until = self.now + self.rng.delay(300_000);
+        self.rotate(until, Some(donor));
     }
 
     fn block(&mut self, compute: usize, sk: usize, direction: Direction) {

@@ -91,6 +91,10 @@ impl World {
 
     pub(crate) fn send_up(&mut self, id: ConnId, message: ProposerMessage) {
         let weight = walproposer::Proposer::message_len(&message);
+        if let ProposerMessage::Elected(elected) = &message {
+            let Conn { compute, sk, .. } = self.conns[id.0];
+            self.before_elected(compute, sk, elected.start_streaming_at);
+        }
         let Some(arrival) = self.arrival_in_order(id, Direction::Up) else {
             return;
         };

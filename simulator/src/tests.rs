@@ -2,12 +2,16 @@ use crate::{TraceMode, run};
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in [1, 2, 3] {
-        let first = run(seed, TraceMode::Digest);
-        assert_eq!(first, run(seed, TraceMode::Digest), "seed {seed}");
-        assert_ne!(
-            first.trace_digest,
-            run(seed + 100, TraceMode::Digest).trace_digest
-        );
+    let mut digests = std::collections::HashSet::new();
+    for seed in 1..=30 {
+        // In two threads: nothing outside the run must reach into it.
+        let [first, second] = std::thread::scope(|scope| {
+            [(); 2]
+                .map(|()| scope.spawn(|| run(seed, TraceMode::Digest)))
+                .map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(first, second, "seed {seed}");
+        digests.insert(first.trace_digest);
     }
+    assert_eq!(digests.len(), 30, "other seeds are other runs");
 }

@@ -69,6 +69,8 @@ pub(crate) enum Event {
         id: u64,
     },
     Fault,
+    Rotation,
+    LoseDonor(usize),
     FaultsEnd,
     CheckProgress,
 }
@@ -141,7 +143,7 @@ impl World {
     pub(crate) fn new(seed: u64, mode: TraceMode) -> World {
         let mut rng = Rng::new(seed);
         let profile = Profile::draw(&mut rng);
-        let count = if rng.one_in(4) { 5 } else { 3 };
+        let count = if rng.one_in(2) { 5 } else { 3 };
         let mut start = draw_start(&mut rng);
         // Not within a page header: no record starts there.
         if start.page_offset(BLCKSZ) < 40 {
@@ -181,6 +183,8 @@ impl World {
         world.start_compute();
         world.schedule(world.profile.duration, Event::FaultsEnd);
         world.schedule(1_000, Event::Fault);
+        let first_rotation = world.rng.delay(200_000);
+        world.schedule(first_rotation, Event::Rotation);
         world
     }
 
@@ -270,6 +274,8 @@ impl World {
                 id,
             } => self.on_fetch_step(compute, run, receiver, id)?,
             Event::Fault => self.on_fault()?,
+            Event::Rotation => self.on_rotation(),
+            Event::LoseDonor(donor) => self.on_lose_donor(donor),
             Event::FaultsEnd => self.end_faults(),
             Event::CheckProgress => return self.check_progress(),
         }
