@@ -5,13 +5,14 @@ PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 # Installing the extension writes to PostgreSQL's directories.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST := .venv/bin/python -m pytest -c test_runner/pytest.ini --rootdir test_runner
+WITH_S3 := .venv/bin/python test_runner/fixtures/s3_server.py
 PYTEST_WORKERS ?= 3
 BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
 
 SEEDS ?= 100000
 FIRST_SEED ?= 1
 
-.PHONY: simulate test-simulator help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
+.PHONY: simulate test-simulator test-s3 help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -54,12 +55,16 @@ test-simulator: setup
 	cargo run -q -p simulator --bin simulate -- --seeds 2000
 	cargo test -q -p simulator --features mutations --test mutations -- --nocapture
 
-test-rust: setup
+# Tests of object storage find a real S3 server's address in the environment, and fail without one.
+test-rust: setup-tests
 	@if cargo nextest --version >/dev/null 2>&1; then \
-		cargo nextest run --workspace --no-fail-fast; \
+		$(WITH_S3) cargo nextest run --workspace --features remote_storage/s3 --no-fail-fast; \
 	else \
-		cargo test --workspace --no-fail-fast; \
+		$(WITH_S3) cargo test --workspace --features remote_storage/s3 --no-fail-fast; \
 	fi
+
+test-s3: setup-tests
+	$(WITH_S3) cargo test -p remote_storage --features s3
 
 test-regress: build extension test-extension setup-tests
 	$(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)

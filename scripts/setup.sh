@@ -8,6 +8,11 @@ packages=(
     postgresql-15 postgresql-server-dev-15 protobuf-compiler python3-venv
 )
 
+# Tests keep objects in a real S3 server, Ceph's gateway with a cluster in memory.
+if [ "${1:-}" = --tests ]; then
+    packages+=(radosgw ceph-mon ceph-osd ceph-base)
+fi
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }

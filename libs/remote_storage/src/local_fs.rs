@@ -1,11 +1,13 @@
 //! Object storage in a directory: an object is a file of the same relative name.
 //!
-//! An upload goes to `<name>.___temp`, is fsynced and renamed, so that a crash leaves no half object.
-//! Temporary files are not objects: listings leave them out.
+//! An upload goes to a file `<name>.<number>.___temp` of its own, is fsynced and renamed, so that neither a crash
+//! nor another upload of the same name leaves a half object. Temporary files are not objects: listings leave
+//! them out. Metadata, where an object has any, is JSON in `<name>.metadata`; no object can have such a name.
 
 use std::io::SeekFrom;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
 use tokio::fs::File;
@@ -13,7 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::{ReaderStream, StreamReader};
 use utils::crashsafe::{TEMP_SUFFIX, with_suffix};
 
-use crate::{ByteStream, Download, Listing, RemotePath, RemoteStorageError};
+use crate::{ByteStream, Download, Listing, RemotePath, RemoteStorageError, StorageMetadata};
+
+/// How much of an object is read at once.
+const READ_BYTES: usize = 256 * 1024;
+/// Suffix of the files with the objects' metadata.
+const METADATA_SUFFIX: &str = ".metadata";
 
 /// A directory as object storage.
 #[derive(Clone, Debug)]
@@ -45,34 +52,71 @@ impl LocalFs {
         self.root.join(path.as_str())
     }
 
+    fn metadata_file(&self, path: &RemotePath) -> PathBuf {
+        with_suffix(&self.file(path), METADATA_SUFFIX)
+    }
+
     pub(crate) async fn upload(
         &self,
         path: &RemotePath,
         contents: ByteStream,
         length: u64,
+        metadata: &StorageMetadata,
     ) -> Result<(), RemoteStorageError> {
+        if path.as_str().ends_with(METADATA_SUFFIX) {
+            return Err(RemoteStorageError::Refused {
+                action: "upload",
+                object: path.to_string(),
+                source: format!("names that end with {METADATA_SUFFIX} are taken").into(),
+            });
+        }
         let target = self.file(path);
         let parent = target.parent().unwrap_or(&self.root).to_owned();
         let create = move || utils::crashsafe::create_dir_all(&parent);
         blocking(create)
             .await
             .map_err(io_error("create directory of", path))?;
-        let temp = with_suffix(&target, TEMP_SUFFIX);
-        let got = write_all(&temp, contents)
+        let temp = TempFile(temp_path(&target));
+        let got = write_all(&temp.0, contents)
             .await
             .map_err(io_error("write", path))?;
         if got != length {
-            tokio::fs::remove_file(&temp)
-                .await
-                .map_err(io_error("remove temporary file of", path))?;
             return Err(RemoteStorageError::WrongLength {
                 path: path.clone(),
                 want: length,
                 got,
             });
         }
-        let rename = move || utils::crashsafe::rename(&temp, &target);
+        self.store_metadata(path, metadata).await?;
+        let from = temp.0.clone();
+        let rename = move || utils::crashsafe::rename(&from, &target);
         blocking(rename).await.map_err(io_error("rename", path))
+    }
+
+    async fn store_metadata(
+        &self,
+        path: &RemotePath,
+        metadata: &StorageMetadata,
+    ) -> Result<(), RemoteStorageError> {
+        let file = self.metadata_file(path);
+        let is_absent = matches!(tokio::fs::try_exists(&file).await, Ok(false));
+        if metadata.is_empty() && is_absent {
+            return Ok(());
+        }
+        let json = serde_json::to_vec(metadata).expect("a map of strings can be written as JSON");
+        let temp = temp_path(&file);
+        let write = move || utils::crashsafe::write_atomically(&file, &temp, &json);
+        blocking(write).await.map_err(io_error("write metadata of", path))
+    }
+
+    async fn load_metadata(&self, path: &RemotePath) -> Result<StorageMetadata, RemoteStorageError> {
+        let json = match tokio::fs::read(self.metadata_file(path)).await {
+            Ok(json) => json,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(StorageMetadata::new()),
+            Err(error) => return Err(io_error("read metadata of", path)(error)),
+        };
+        let parsed = serde_json::from_slice(&json).map_err(std::io::Error::from);
+        parsed.map_err(io_error("read metadata of", path))
     }
 
     pub(crate) async fn download(
@@ -82,7 +126,7 @@ impl LocalFs {
     ) -> Result<Download, RemoteStorageError> {
         let mut file = match File::open(self.file(path)).await {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if is_absent(&error) => {
                 return Err(RemoteStorageError::NotFound(path.clone()));
             }
             Err(error) => return Err(io_error("open", path)(error)),
@@ -93,7 +137,8 @@ impl LocalFs {
             .map_err(io_error("read", path))?;
         let part = file.take(end.saturating_sub(start));
         Ok(Download {
-            contents: Box::pin(ReaderStream::new(part)),
+            contents: Box::pin(ReaderStream::with_capacity(part, READ_BYTES)),
+            metadata: self.load_metadata(path).await?,
         })
     }
 
@@ -103,7 +148,7 @@ impl LocalFs {
         let mut entries = match tokio::fs::read_dir(&dir).await {
             Ok(entries) => entries,
             // A prefix under which nothing was ever stored is as good as an empty one.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(listing),
+            Err(error) if is_absent(&error) => return Ok(listing),
             Err(error) => return Err(io_error("list", &dir.display())(error)),
         };
         while let Some(entry) = entries
@@ -120,7 +165,7 @@ impl LocalFs {
             let metadata = entry.metadata().await.map_err(io_error("examine", &full))?;
             if metadata.is_dir() {
                 listing.prefixes.push(full);
-            } else if !name.ends_with(TEMP_SUFFIX) {
+            } else if !name.ends_with(TEMP_SUFFIX) && !name.ends_with(METADATA_SUFFIX) {
                 listing.objects.push((full, metadata.len()));
             }
         }
@@ -131,16 +176,42 @@ impl LocalFs {
 
     pub(crate) async fn delete(&self, paths: &[RemotePath]) -> Result<(), RemoteStorageError> {
         for path in paths {
-            let file = self.file(path);
-            let remove = move || utils::crashsafe::remove_file(&file);
-            match blocking(remove).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(io_error("delete", path)(error));
+            for file in [self.file(path), self.metadata_file(path)] {
+                let remove = move || utils::crashsafe::remove_file(&file);
+                match blocking(remove).await {
+                    Err(error) if !is_absent(&error) => return Err(io_error("delete", path)(error)),
+                    _ => {}
                 }
-                _ => {}
             }
         }
         Ok(())
+    }
+}
+
+/// Whether there is no such file, be it for a component that is no directory.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+    )
+}
+
+/// A name for the contents of `target` that no other upload uses.
+fn temp_path(target: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // Other processes may store under the same root.
+    let process = std::process::id();
+    with_suffix(target, &format!(".{process}-{number}{TEMP_SUFFIX}"))
+}
+
+/// A file that goes with this, unless it was renamed.
+struct TempFile(PathBuf);
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        // One that cannot be removed is no object all the same.
+        std::fs::remove_file(&self.0).ok();
     }
 }
 
@@ -162,81 +233,4 @@ async fn write_all(path: &Path, contents: ByteStream) -> std::io::Result<u64> {
     file.flush().await?;
     file.sync_all().await?;
     Ok(length)
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-
-    fn path(text: &str) -> RemotePath {
-        text.parse().unwrap()
-    }
-
-    fn stream(chunks: &[&'static str]) -> ByteStream {
-        let chunks: Vec<_> = chunks
-            .iter()
-            .map(|chunk| Ok(Bytes::from_static(chunk.as_bytes())))
-            .collect();
-        Box::pin(futures::stream::iter(chunks))
-    }
-
-    async fn read(storage: &LocalFs, name: &str, range: Option<Range<u64>>) -> String {
-        let chunks: Vec<Bytes> = storage
-            .download(&path(name), range)
-            .await
-            .unwrap()
-            .contents
-            .try_collect()
-            .await
-            .unwrap();
-        String::from_utf8(chunks.concat()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn objects_are_stored_listed_read_and_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = LocalFs::new(dir.path().join("root")).await.unwrap();
-        storage
-            .upload(&path("a/b/one"), stream(&["hello ", "world"]), 11)
-            .await
-            .unwrap();
-        storage.upload(&path("a/two"), stream(&[]), 0).await.unwrap();
-        assert_eq!(read(&storage, "a/b/one", None).await, "hello world");
-        assert_eq!(read(&storage, "a/b/one", Some(6..9)).await, "wor");
-        assert_eq!(read(&storage, "a/b/one", Some(6..99)).await, "world");
-        let listing = storage.list(Some(&path("a"))).await.unwrap();
-        assert_eq!(listing.prefixes, [path("a/b")]);
-        assert_eq!(listing.objects, [(path("a/two"), 0)]);
-        assert_eq!(
-            storage.list(Some(&path("nothing/here"))).await.unwrap(),
-            Listing::default()
-        );
-        storage
-            .delete(&[path("a/b/one"), path("a/never"), path("x/never")])
-            .await
-            .unwrap();
-        let gone = storage.download(&path("a/b/one"), None).await;
-        assert!(matches!(gone, Err(RemoteStorageError::NotFound(_))));
-    }
-
-    #[tokio::test]
-    async fn an_upload_cut_short_leaves_the_old_object() {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = LocalFs::new(dir.path().to_owned()).await.unwrap();
-        storage.upload(&path("x"), stream(&["old"]), 3).await.unwrap();
-        let short = storage.upload(&path("x"), stream(&["ne"]), 3).await;
-        assert!(matches!(
-            short,
-            Err(RemoteStorageError::WrongLength { want: 3, got: 2, .. })
-        ));
-        let broken: ByteStream = Box::pin(futures::stream::iter([
-            Ok(Bytes::from_static(b"n")),
-            Err(std::io::Error::other("cut")),
-        ]));
-        assert!(storage.upload(&path("x"), broken, 3).await.is_err());
-        assert_eq!(read(&storage, "x", None).await, "old");
-        assert_eq!(storage.list(None).await.unwrap().objects, [(path("x"), 3)]);
-    }
 }
