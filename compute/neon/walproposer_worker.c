@@ -11,7 +11,7 @@
  * Anything else: safekeepers away, and the like; the binary is started again after a pause, while commits wait.
  *
  * At a fast shutdown the worker asks for one more ordinary checkpoint, during which the free space
- * maps can still be logged, and logs the sequences. In the shutdown checkpoint no WAL may be written.
+ * maps can still be logged, and logs the sequences and the files that the next compute needs. In the shutdown checkpoint no WAL may be written.
  */
 #include "postgres.h"
 
@@ -30,6 +30,7 @@
 #include "access/xlog.h"
 
 #include "auth_guard.h"
+#include "aux_files.h"
 #include "backpressure.h"
 #include "neon.h"
 #include "sequences.h"
@@ -159,6 +160,7 @@ leave(void)
 	RequestCheckpoint(CHECKPOINT_IMMEDIATE | CHECKPOINT_FORCE | CHECKPOINT_WAIT);
 	if (sessions_ended)
 		log_sequences_at_shutdown();
+	aux_files_keep_at_shutdown();
 	proc_exit(1);
 }
 
@@ -177,6 +179,7 @@ run_walproposer(void)
 
 		if (ShutdownRequestPending)
 			leave();
+		aux_files_keep();
 		/* What the binary said last is read before its end is acted upon. */
 		if (waitpid(child.pid, &status, WNOHANG) == child.pid)
 		{

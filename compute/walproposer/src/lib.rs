@@ -15,3 +15,4 @@ pub mod local;
 pub mod output;
 pub mod past_terms;
 pub mod settings;
+pub mod slot_wal;

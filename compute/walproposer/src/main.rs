@@ -1,4 +1,4 @@
-//! `walproposer`: streams the WAL of the local PostgreSQL to the safekeepers, or only makes them agree.
+//! `walproposer`: streams the WAL of the local PostgreSQL to the safekeepers, or only makes them agree, or fetches old WAL.
 //!
 //! Standard output is an interface: `streaming X/X` and `feedback <size> <write> <flush> <apply>` lines
 //! for the extension, or the one LSN that `--sync-safekeepers` finds. The log goes to standard error.
@@ -14,6 +14,7 @@ use compute_walproposer::local::Local;
 use compute_walproposer::output::Output;
 use compute_walproposer::past_terms::PastTermsFile;
 use compute_walproposer::settings::Settings;
+use compute_walproposer::slot_wal;
 use rand::RngExt;
 use safekeeper_api::protocol::{ProposerGreeting, ProposerId};
 use tracing::{error, info, warn};
@@ -40,17 +41,20 @@ struct Args {
     /// Make the safekeepers agree, print where their WAL ends, and exit
     #[arg(long, conflicts_with_all = ["connect", "start_lsn", "system_id", "pg_version"])]
     sync_safekeepers: bool,
+    /// Fetch the WAL before this LSN that replication slots in the data directory need, and exit
+    #[arg(long, conflicts_with_all = ["sync_safekeepers", "connect", "start_lsn", "system_id", "pg_version"])]
+    fetch_slot_wal: Option<Lsn>,
     /// Connection string of the local server
-    #[arg(long, required_unless_present = "sync_safekeepers")]
+    #[arg(long, required_unless_present_any = ["sync_safekeepers", "fetch_slot_wal"])]
     connect: Option<String>,
     /// Where the local server's own WAL begins
-    #[arg(long, required_unless_present = "sync_safekeepers")]
+    #[arg(long, required_unless_present_any = ["sync_safekeepers", "fetch_slot_wal"])]
     start_lsn: Option<Lsn>,
     /// System identifier of the local server
-    #[arg(long, required_unless_present = "sync_safekeepers")]
+    #[arg(long, required_unless_present_any = ["sync_safekeepers", "fetch_slot_wal"])]
     system_id: Option<u64>,
     /// Version number of the local server, such as 150004
-    #[arg(long, required_unless_present = "sync_safekeepers")]
+    #[arg(long, required_unless_present_any = ["sync_safekeepers", "fetch_slot_wal"])]
     pg_version: Option<u32>,
     /// Data directory
     #[arg(long, env = "PGDATA")]
@@ -61,9 +65,10 @@ struct Args {
 async fn main() -> ExitCode {
     utils::logging::init(LogFormat::Plain, LogOutput::Stderr);
     let args = Args::parse();
-    let result = match args.sync_safekeepers {
-        true => synchronise(&args).await,
-        false => stream(&args).await,
+    let result = match (args.sync_safekeepers, args.fetch_slot_wal) {
+        (true, _) => synchronise(&args).await,
+        (false, Some(end)) => fetch_slot_wal(&args, end).await,
+        (false, None) => stream(&args).await,
     };
     result.unwrap_or_else(|error| {
         error!("{error:#}");
@@ -92,6 +97,11 @@ async fn synchronise(args: &Args) -> Result<ExitCode> {
         }
     }
     bail!("another proposer keeps winning the election: is a compute running on this timeline?")
+}
+
+async fn fetch_slot_wal(args: &Args, end: Lsn) -> Result<ExitCode> {
+    slot_wal::fetch(&Settings::load(&args.pgdata)?, &args.pgdata, end).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn stream(args: &Args) -> Result<ExitCode> {

@@ -87,6 +87,29 @@ fn unpack(mut archive: tar::Archive<impl std::io::Read>, dir: &Path) -> std::io:
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(DIR_MODE))
 }
 
+/// Replication slots, below a data directory.
+fn slots(dir: &Path) -> Result<Vec<PathBuf>> {
+    let path = dir.join("pg_replslot");
+    let context = || format!("cannot list {}", path.display());
+    let entries = std::fs::read_dir(&path).with_context(context)?;
+    entries
+        .map(|entry| Ok(entry.with_context(context)?.path()))
+        .collect()
+}
+
+/// Whether the base backup brought replication slots.
+pub fn has_replication_slots(dir: &Path) -> Result<bool> {
+    Ok(!slots(dir)?.is_empty())
+}
+
+/// Removes them: a compute that only reads serves no subscriber, and may lack the settings they need.
+pub fn remove_replication_slots(dir: &Path) -> Result<()> {
+    for slot in slots(dir)? {
+        std::fs::remove_dir_all(&slot).with_context(|| format!("cannot remove {}", slot.display()))?;
+    }
+    Ok(())
+}
+
 /// A walproposer that PostgreSQL's account can run: the installed one, or a copy beside the data
 /// directories if the installed one lies below a private directory.
 pub fn reachable_walproposer(env: &LocalEnv, account: &Account) -> Result<PathBuf> {

@@ -246,6 +246,13 @@ impl Endpoint<'_> {
         );
         data_dir::wipe(&dir)?;
         data_dir::fetch_base_backup(self.env, &self.conf, lsn, &dir).await?;
+        match (self.conf.lsn, lsn) {
+            (Some(_), _) => data_dir::remove_replication_slots(&dir)?,
+            (None, Some(end)) if data_dir::has_replication_slots(&dir)? => {
+                self.fetch_slot_wal(&program, end)?
+            }
+            (None, _) => {}
+        }
         if self.conf.lsn.is_some() {
             std::fs::write(dir.join("standby.signal"), "").context("cannot write standby.signal")?;
         }
@@ -275,6 +282,22 @@ impl Endpoint<'_> {
             .context("unexpected output of walproposer --sync-safekeepers")?;
         say!("Safekeepers synced on {lsn}");
         Ok(lsn.is_valid().then_some(lsn))
+    }
+
+    /// Has the walproposer fetch the WAL before `end` that replication slots need. Without it they fail when they are
+    /// used, saying which WAL is missing; that must not keep everything else from starting.
+    fn fetch_slot_wal(&self, program: &std::path::Path, end: Lsn) -> Result<()> {
+        let output = Command::new(program)
+            .args(["--fetch-slot-wal", &end.to_string()])
+            .env_clear()
+            .envs(self.environment()?)
+            .output()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            eprintln!("the WAL that replication slots need is missing: {reason}");
+        }
+        Ok(())
     }
 
     fn pg_ctl(&self, account: &Account, arguments: &[&str]) -> Result<()> {

@@ -16,6 +16,8 @@
 //! | two-phase file | 02 | 0 | 0 | 0 | 0 | xid |
 //! | pg_control | 03 | 0 | 0 | 0 | 0 | 0 |
 //! | checkpoint | 03 | 0 | 0 | 0 | 0 | 1 |
+//! | group of auxiliary files | 04 | 0 | 0 | hash, high | 0 | hash, low |
+//! | replication origin | 05 | 0 | 0 | 0 | 0 | origin |
 //!
 //! A relation directory entry exists for each relation fork: its value is one byte, 1 while the fork
 //! exists, 0 once it was dropped. PostgreSQL's relation number is never 0, which keeps f4 = 0 free
@@ -204,6 +206,27 @@ pub fn twophase_file_key(xid: u32) -> Key {
     key(2, 0, 0, 0, 0, xid)
 }
 
+/// A group of auxiliary files: its key is made from the FNV-1a hash of its name. The value holds the name too.
+pub fn aux_file_group_key(name: &[u8]) -> Key {
+    const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let hash = name.iter().fold(OFFSET_BASIS, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(PRIME)
+    });
+    key(4, 0, 0, (hash >> 32) as u32, 0, hash as u32)
+}
+
+/// All groups of auxiliary files.
+pub const AUX_FILE_GROUPS: Range<Key> = key(4, 0, 0, 0, 0, 0)..key(5, 0, 0, 0, 0, 0);
+
+/// How far replication from an origin has come.
+pub fn repl_origin_key(origin: u16) -> Key {
+    key(5, 0, 0, 0, 0, origin as u32)
+}
+
+/// All replication origins.
+pub const REPL_ORIGINS: Range<Key> = key(5, 0, 0, 0, 0, 0)..key(6, 0, 0, 0, 0, 0);
+
 /// What a key addresses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[allow(missing_docs)] // Each variant is the inverse of the constructor function of the same name above.
@@ -220,6 +243,8 @@ pub enum KeyKind {
     TwoPhaseFile { xid: u32 },
     ControlFile,
     Checkpoint,
+    AuxFileGroup { hash: u64 },
+    ReplOrigin { origin: u16 },
 }
 
 impl Key {
@@ -258,6 +283,13 @@ impl Key {
             (2, 0, 0, xid) => Some(KeyKind::TwoPhaseFile { xid }),
             (3, 0, 0, 0) => Some(KeyKind::ControlFile),
             (3, 0, 0, 1) => Some(KeyKind::Checkpoint),
+            (4, high, 0, low) if (f2, f3) == (0, 0) => Some(KeyKind::AuxFileGroup {
+                hash: u64::from(high) << 32 | u64::from(low),
+            }),
+            (5, 0, 0, origin) if (f2, f3) == (0, 0) => {
+                let origin = origin.try_into().ok()?;
+                Some(KeyKind::ReplOrigin { origin })
+            }
             _ => None,
         }
     }
@@ -305,6 +337,17 @@ mod tests {
             (twophase_file_key(9), KeyKind::TwoPhaseFile { xid: 9 }),
             (CONTROL_FILE, KeyKind::ControlFile),
             (CHECKPOINT, KeyKind::Checkpoint),
+            // The published test vector of the hash.
+            (
+                aux_file_group_key(b"foobar"),
+                KeyKind::AuxFileGroup {
+                    hash: 0x8594_4171_f739_67e8,
+                },
+            ),
+            (
+                repl_origin_key(u16::MAX),
+                KeyKind::ReplOrigin { origin: u16::MAX },
+            ),
         ] {
             assert_eq!(key.kind(), Some(kind));
             assert_eq!(key.to_string().parse::<Key>().unwrap(), key);
@@ -321,6 +364,8 @@ mod tests {
         assert!(rel_dir_range(1663, 5).contains(&entry));
         assert!(database_range(1663, 5).contains(&rel_size_key(rel())));
         assert!(!rel_dir_range(1663, 5).contains(&rel_block_key(rel(), 0)));
+        assert!(AUX_FILE_GROUPS.contains(&aux_file_group_key(b"statistics")));
+        assert!(REPL_ORIGINS.contains(&repl_origin_key(u16::MAX)));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 mod skeleton;
 mod tar;
 
+use std::collections::HashSet;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,6 +32,7 @@ use utils::lsn::Lsn;
 
 use self::tar::TarWriter;
 use crate::import::path::wal_segment_name;
+use crate::pgdatadir::repl_origins;
 use crate::pgdatadir::{self, DEFAULT_TABLESPACE, DataError, DbId, GLOBAL_TABLESPACE};
 use crate::timeline::store::ReadStore;
 
@@ -57,6 +59,8 @@ pub struct BackupSpec {
     pub prev_lsn: Lsn,
     /// With relations or without.
     pub kind: BackupKind,
+    /// Where the timeline's own WAL begins: older WAL is its ancestor's.
+    pub own_wal: Lsn,
 }
 
 /// Why an archive could not be written to its end.
@@ -96,6 +100,8 @@ where
         backup.database(db, has_relmap).await?;
     }
     backup.prepared_transactions().await?;
+    backup.aux_files().await?;
+    backup.repl_origins().await?;
     backup.signal().await?;
     backup.control_file_and_wal().await?;
     Ok(backup.tar.finish().await?)
@@ -196,7 +202,7 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
             return Ok(());
         }
         let mut rels = pgdatadir::list_rels(self.store, db, lsn).await?;
-        let has_init: std::collections::HashSet<u32> = rels
+        let has_init: HashSet<u32> = rels
             .iter()
             .filter(|rel| rel.fork == Fork::Init)
             .map(|rel| rel.relnode)
@@ -247,6 +253,41 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
         for xid in pgdatadir::twophase_xids(self.store, lsn).await?.numbers {
             let state = pgdatadir::twophase_file(self.store, xid, lsn).await?;
             self.tar.file(&twophase_path(xid), &twophase_file(&state)).await?;
+        }
+        Ok(())
+    }
+
+    /// Statistics and logical replication slots. A full backup has no slots, as PostgreSQL's own has none. Nor has the
+    /// beginning of a branch: whoever reads from them is connected to the ancestor, which has their WAL.
+    async fn aux_files(&mut self) -> Result<(), BackupError> {
+        let slots = self.spec.kind == BackupKind::Compute;
+        let mut written = HashSet::new();
+        let groups = pgdatadir::aux_file_groups(self.store, self.spec.lsn).await?;
+        for group in groups.into_iter().filter(|group| slots || !group.is_slot()) {
+            if group.restart_lsn().is_some_and(|lsn| lsn < self.spec.own_wal) {
+                continue;
+            }
+            for file in group.files {
+                // Two slots may need the same snapshot.
+                if !written.insert(file.path.clone()) {
+                    continue;
+                }
+                if let Some((directory, _)) = file.path.rsplit_once('/')
+                    && !skeleton::DIRECTORIES.contains(&directory)
+                {
+                    self.tar.directory(directory).await?;
+                }
+                self.tar.file(&file.path, &file.contents).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn repl_origins(&mut self) -> Result<(), BackupError> {
+        let origins = pgdatadir::repl_origins(self.store, self.spec.lsn).await?;
+        if !origins.is_empty() {
+            let raw = repl_origins::encode_checkpoint(&origins);
+            self.tar.file(repl_origins::CHECKPOINT_PATH, &raw).await?;
         }
         Ok(())
     }

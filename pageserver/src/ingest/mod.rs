@@ -18,6 +18,7 @@ mod blocks;
 mod clog;
 mod counters;
 mod dbase;
+mod logical;
 mod multixact;
 mod smgr;
 #[cfg(test)]
@@ -238,6 +239,8 @@ impl<W: WriteStore> WalIngest<W> {
             rmgr::RM_MULTIXACT_ID => multixact::ingest(&mut m, &mut self.counters, cx).await?,
             rmgr::RM_RELMAP_ID => dbase::ingest_relmap(&mut m, cx).await?,
             rmgr::RM_STANDBY_ID => xlog::ingest_standby(&mut self.counters, cx)?,
+            rmgr::RM_LOGICALMSG_ID => logical::ingest_message(&mut m, cx)?,
+            rmgr::RM_REPLORIGIN_ID => logical::ingest_origin(&mut m, cx).await?,
             rmgr::RM_HEAP_ID | rmgr::RM_HEAP2_ID => visibility::ingest(&mut m, cx).await?,
             _ => {}
         }

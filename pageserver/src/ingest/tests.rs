@@ -306,3 +306,77 @@ async fn a_later_ingest_goes_on_where_the_first_one_was_dropped() {
             .unwrap()
     );
 }
+
+/// A non-transactional logical message as an extension writes it.
+fn message(database: u32, prefix: &[u8], message: &[u8]) -> DecodedRecord {
+    let mut main_data = Vec::new();
+    main_data.extend(u64::from(database).to_le_bytes());
+    main_data.extend((prefix.len() as u64 + 1).to_le_bytes());
+    main_data.extend((message.len() as u64).to_le_bytes());
+    main_data.extend([prefix, &[0], message].concat());
+    record(rmgr::RM_LOGICALMSG_ID, 0, &main_data)
+}
+
+#[tokio::test]
+async fn auxiliary_files_are_replaced_and_removed_as_a_group() {
+    let mut fixture = Fixture::new().await;
+    let file = |contents: &[u8]| [b"pg_stat/pgstat.stat\0\x03\0\0\0", contents].concat();
+    let prefix = b"neon-files:statistics";
+    let first = fixture.ingest(message(0, prefix, &file(b"old"))).await.unwrap();
+    let second = fixture.ingest(message(0, prefix, &file(b"new"))).await.unwrap();
+    // A user's message, and somebody else's.
+    fixture.ingest(message(5, prefix, b"")).await.unwrap();
+    fixture.ingest(message(0, b"other", b"x")).await.unwrap();
+    let contents = async |lsn| -> Vec<Bytes> {
+        let groups = pgdatadir::aux_file_groups(&*fixture.store, lsn).await.unwrap();
+        groups
+            .into_iter()
+            .flat_map(|group| group.files)
+            .map(|file| file.contents)
+            .collect()
+    };
+    assert_eq!(contents(first).await, ["old"]);
+    assert_eq!(contents(second).await, ["new"]);
+    assert_eq!(contents(Lsn::MAX).await, ["new"]);
+    let removed = fixture.ingest(message(0, prefix, b"")).await.unwrap();
+    let groups = pgdatadir::aux_file_groups(&*fixture.store, removed)
+        .await
+        .unwrap();
+    assert_eq!(groups, []);
+    let elsewhere = message(0, b"neon-files:x", b"global/pg_control\0\0\0\0\0");
+    let error = fixture.ingest(elsewhere).await.unwrap_err();
+    assert!(error.cause.to_string().contains("global/pg_control"), "{error:?}");
+}
+
+fn commit_with_origin(origin: u16, remote_lsn: u64) -> DecodedRecord {
+    let mut main_data = vec![0; 8];
+    main_data.extend((1_u32 << 5).to_le_bytes());
+    main_data.extend(remote_lsn.to_le_bytes());
+    main_data.extend([0; 8]);
+    DecodedRecord {
+        origin_id: origin,
+        ..record(rmgr::RM_XACT_ID, 0x80, &main_data)
+    }
+}
+
+#[tokio::test]
+async fn origins_move_with_commits_and_go_when_dropped() {
+    let mut fixture = Fixture::new().await;
+    let origins = async |fixture: &Fixture| -> Vec<(u16, u64)> {
+        let found = pgdatadir::repl_origins(&*fixture.store, Lsn::MAX).await.unwrap();
+        found.into_iter().map(|(origin, lsn)| (origin, lsn.0)).collect()
+    };
+    fixture.ingest(commit_with_origin(3, 0x500)).await.unwrap();
+    fixture.ingest(commit_with_origin(7, 0x100)).await.unwrap();
+    fixture.ingest(commit_with_origin(3, 0x400)).await.unwrap();
+    assert_eq!(origins(&fixture).await, [(3, 0x500), (7, 0x100)]);
+    let set = |force: u8| [&0x200_u64.to_le_bytes()[..], &[3, 0, force, 0, 0, 0, 0, 0]].concat();
+    let set = |force| record(rmgr::RM_REPLORIGIN_ID, rmgr::XLOG_REPLORIGIN_SET, &set(force));
+    fixture.ingest(set(0)).await.unwrap();
+    assert_eq!(origins(&fixture).await, [(3, 0x500), (7, 0x100)]);
+    fixture.ingest(set(1)).await.unwrap();
+    assert_eq!(origins(&fixture).await, [(3, 0x200), (7, 0x100)]);
+    let drop = record(rmgr::RM_REPLORIGIN_ID, rmgr::XLOG_REPLORIGIN_DROP, &[7, 0]);
+    fixture.ingest(drop).await.unwrap();
+    assert_eq!(origins(&fixture).await, [(3, 0x200)]);
+}

@@ -7,7 +7,7 @@ use super::clog::{Outcome, set_status};
 use super::counters::Counters;
 use super::smgr::rel_node;
 use super::{Context, IngestFault};
-use crate::pgdatadir::modification::{Modification, RelNode};
+use crate::pgdatadir::modification::{Modification, OriginMove, RelNode};
 use crate::timeline::store::ReadStore;
 
 pub(super) async fn ingest<S: ReadStore>(
@@ -40,6 +40,10 @@ pub(super) async fn ingest<S: ReadStore>(
         let dropped: Vec<RelNode> = end.dropped.into_iter().map(rel_node).collect();
         m.drop_rels(&dropped).await?;
     }
+    if let Some((remote_lsn, _)) = end.origin {
+        m.move_origin(cx.record.origin_id, OriginMove::Forward(remote_lsn))
+            .await?;
+    }
     if end.twophase_xid.is_some() {
         m.drop_twophase(xid).await?;
     }
@@ -61,6 +65,10 @@ async fn prepare<S: ReadStore>(
     }
     for xid in prepared.subxacts {
         counters.advance_past_xid(xid);
+    }
+    if cx.record.origin_id != 0 {
+        let to = OriginMove::Forward(prepared.header.origin_lsn);
+        m.move_origin(cx.record.origin_id, to).await?;
     }
     Ok(m.put_twophase(xid, cx.raw.slice_ref(cx.record.main_data)).await?)
 }

@@ -66,6 +66,7 @@ async fn specification(
     Ok(BackupSpec {
         lsn,
         prev_lsn,
+        own_wal: timeline.ancestor().map_or(Lsn::INVALID, |(_, lsn)| lsn),
         kind: match request.kind {
             RequestedKind::Compute => BackupKind::Compute,
             RequestedKind::Full => BackupKind::Full,

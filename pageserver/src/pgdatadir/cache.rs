@@ -13,6 +13,7 @@ use pageserver_api::reltag::{RelTag, SlruKind};
 use rustc_hash::FxHashMap;
 
 use super::directory::{DbDirectory, NumberSet};
+use super::repl_origins::ReplOrigins;
 
 /// Relation forks remembered per generation; an entry takes about 40 bytes.
 const RELS_PER_GENERATION: usize = 256 * 1024;
@@ -33,6 +34,7 @@ pub struct MetadataCache {
     pub(super) databases: Option<DbDirectory>,
     pub(super) prepared: Option<NumberSet>,
     pub(super) control_file: Option<Bytes>,
+    pub(super) origins: Option<ReplOrigins>,
     /// Change of the cluster's logical size since it was last taken, in blocks.
     pub(super) grown_blocks: i64,
 }

@@ -14,10 +14,12 @@
 //! nothing between calls. Writing ([`modification`]) turns the changes of one record into values; what it
 //! must know of earlier records stands in the [`cache`].
 
+pub mod aux_files;
 pub mod cache;
 pub mod directory;
 pub mod modification;
 pub mod read;
+pub mod repl_origins;
 #[cfg(test)]
 mod tests;
 

@@ -11,9 +11,11 @@ use smallvec::SmallVec;
 use utils::lsn::Lsn;
 
 use super::DataError;
+use super::aux_files::AuxFileGroup;
 use super::cache::{MetadataCache, RelState};
 use super::directory::{DbId, NumberSet};
 use super::read::{self, KEYS_PER_READ_MAX, decode_entry, zero_page};
+use super::repl_origins::ReplOrigins;
 use crate::timeline::reconstruct;
 use crate::timeline::store::{ReadStore, WriteBatch};
 
@@ -38,6 +40,15 @@ impl RelNode {
             fork,
         }
     }
+}
+
+/// A new position of a replication origin.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OriginMove {
+    /// Where it is if that is further than before.
+    Forward(Lsn),
+    /// Where it is from now on.
+    To(Lsn),
 }
 
 /// The changes of one record in the making; see the module head.
@@ -378,6 +389,39 @@ impl<'a, S: ReadStore> Modification<'a, S> {
     pub async fn drop_twophase(&mut self, xid: u32) -> Result<(), DataError> {
         let removed = self.load_prepared().await?.numbers.remove(&xid);
         self.prepared_changed |= removed;
+        Ok(())
+    }
+
+    /// Replaces a group of auxiliary files by those of `message`, which was checked; none at all removes it.
+    pub fn put_aux_files(&mut self, name: &[u8], message: &[u8]) {
+        self.image(key::aux_file_group_key(name), AuxFileGroup::value(name, message));
+    }
+
+    async fn load_origins(&mut self) -> Result<&mut ReplOrigins, DataError> {
+        if self.cache.origins.is_none() {
+            self.cache.origins = Some(read::repl_origins(self.store, self.lsn).await?);
+        }
+        Ok(self.cache.origins.as_mut().expect("loaded above"))
+    }
+
+    /// Stores how far replication from an origin has come.
+    pub async fn move_origin(&mut self, origin: u16, to: OriginMove) -> Result<(), DataError> {
+        let origins = self.load_origins().await?;
+        let before = origins.get(&origin).copied().unwrap_or(Lsn::INVALID);
+        let after = match to {
+            OriginMove::Forward(lsn) => lsn.max(before),
+            OriginMove::To(lsn) => lsn,
+        };
+        origins.insert(origin, after);
+        self.image(key::repl_origin_key(origin), after.0.to_le_bytes().to_vec());
+        Ok(())
+    }
+
+    /// Forgets a replication origin.
+    pub async fn drop_origin(&mut self, origin: u16) -> Result<(), DataError> {
+        if self.load_origins().await?.remove(&origin).is_some() {
+            self.image(key::repl_origin_key(origin), Bytes::new());
+        }
         Ok(())
     }
 

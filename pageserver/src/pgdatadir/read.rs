@@ -7,7 +7,9 @@ use postgres_ffi::v15::BLCKSZ;
 use utils::lsn::Lsn;
 
 use super::DataError;
+use super::aux_files::AuxFileGroup;
 use super::directory::{DbDirectory, DbId, NumberSet};
+use super::repl_origins::ReplOrigins;
 use crate::timeline::store::ReadStore;
 
 /// OID of the default tablespace, `pg_default`.
@@ -266,6 +268,39 @@ pub async fn checkpoint<S: ReadStore>(store: &S, lsn: Lsn) -> Result<Bytes, Data
 /// The bytes of `global/pg_control` as imported; its checkpoint is that of the import.
 pub async fn control_file<S: ReadStore>(store: &S, lsn: Lsn) -> Result<Bytes, DataError> {
     required(store, key::CONTROL_FILE, "control file", lsn).await
+}
+
+/// All groups of auxiliary files that have files.
+pub async fn aux_file_groups<S: ReadStore>(store: &S, lsn: Lsn) -> Result<Vec<AuxFileGroup>, DataError> {
+    let mut groups = Vec::new();
+    for (key, raw) in store.scan(key::AUX_FILE_GROUPS, lsn).await? {
+        let group = AuxFileGroup::decode(raw).map_err(|e| damaged(key, lsn, e))?;
+        if !group.files.is_empty() {
+            groups.push(group);
+        }
+    }
+    Ok(groups)
+}
+
+/// How far replication from each origin has come.
+pub async fn repl_origins<S: ReadStore>(store: &S, lsn: Lsn) -> Result<ReplOrigins, DataError> {
+    let mut origins = ReplOrigins::new();
+    for (key, raw) in store.scan(key::REPL_ORIGINS, lsn).await? {
+        let Some(KeyKind::ReplOrigin { origin }) = key.kind() else {
+            return Err(damaged(
+                key,
+                lsn,
+                "it stands among replication origins and is none",
+            ));
+        };
+        match <[u8; 8]>::try_from(&raw[..]) {
+            Ok(raw) => drop(origins.insert(origin, Lsn(u64::from_le_bytes(raw)))),
+            // It was dropped.
+            Err(_) if raw.is_empty() => {}
+            Err(_) => return Err(damaged(key, lsn, "a position has 8 bytes")),
+        }
+    }
+    Ok(origins)
 }
 
 async fn required<S: ReadStore>(store: &S, key: Key, what: &str, lsn: Lsn) -> Result<Bytes, DataError> {

@@ -77,6 +77,7 @@ async fn full_backup(store: &MemoryStore, at: RecordLsn) -> Vec<u8> {
         lsn: at.last,
         prev_lsn: at.prev,
         kind: BackupKind::Full,
+        own_wal: Lsn::INVALID,
     };
     basebackup::write(store, spec, &mut archive).await.unwrap();
     archive
