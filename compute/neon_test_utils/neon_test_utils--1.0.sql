@@ -30,3 +30,10 @@ RETURNS void
 AS 'MODULE_PATHNAME', 'neon_xlogflush'
 LANGUAGE C STRICT
 PARALLEL UNSAFE;
+
+-- Pages of a table or index that differ, masked, between this server's buffers and the page server.
+CREATE FUNCTION compare_pages(relation regclass, OUT fork text, OUT block int8, OUT byte int4)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'compare_pages'
+LANGUAGE C STRICT
+PARALLEL UNSAFE;
