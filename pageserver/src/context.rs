@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::layers::budget::MemoryBudget;
 use crate::layers::cache::PageCache;
+use crate::timeline::page_memory::PageMemory;
 
 /// Shared by all tenants; made once at start.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct StoreContext {
     pub memory: Arc<MemoryBudget>,
     /// Blocks and open files of all layer files.
     pub cache: Arc<PageCache>,
+    /// Pages that were reconstructed a moment ago.
+    pub pages: PageMemory,
     /// How long a read waits for WAL that its ancestors lack.
     pub wait_lsn_timeout: Duration,
     /// Turns of compaction and garbage collection.
@@ -29,7 +32,7 @@ const HOUSEKEEPING_JOBS_MAX: usize = 2;
 pub struct StoreLimits {
     /// Memory of all in-memory layers before they are written out early, in bytes.
     pub in_memory_layer_bytes_max: u64,
-    /// Memory of cached blocks of layer files, in bytes.
+    /// Memory of cached blocks of layer files and of reconstructed pages, half for each, in bytes.
     pub page_cache_bytes: u64,
     /// Layer files that may be open at once.
     pub max_file_descriptors: usize,
@@ -54,9 +57,10 @@ impl StoreContext {
         Arc::new(StoreContext {
             memory: MemoryBudget::new(limits.in_memory_layer_bytes_max),
             cache: Arc::new(PageCache::new(
-                limits.page_cache_bytes,
+                limits.page_cache_bytes / 2,
                 limits.max_file_descriptors,
             )),
+            pages: PageMemory::new(limits.page_cache_bytes / 2),
             wait_lsn_timeout: limits.wait_lsn_timeout,
             housekeeping: Semaphore::new(HOUSEKEEPING_JOBS_MAX),
         })

@@ -22,6 +22,8 @@ pub struct ReadState {
     pub records: SmallVec<[(Lsn, WalRecord); 4]>,
     /// Whether no older version is needed.
     pub complete: bool,
+    /// What all versions below an LSN come to: none of them is looked for.
+    known: Option<(Lsn, Bytes)>,
 }
 
 impl ReadState {
@@ -33,6 +35,27 @@ impl ReadState {
             base: None,
             records: SmallVec::new(),
             complete: false,
+            known: None,
+        }
+    }
+
+    /// Nothing found yet, but all versions below `bound` together are known to make `page`.
+    pub fn with_known(key: Key, upper: Lsn, bound: Lsn, page: Bytes) -> Self {
+        let mut state = ReadState {
+            known: Some((bound, page)),
+            ..ReadState::new(key, upper)
+        };
+        state.settle();
+        state
+    }
+
+    /// Completes the state if what is known covers all that is missing.
+    pub fn settle(&mut self) {
+        if !self.complete
+            && let Some((_, page)) = self.known.take_if(|(bound, _)| self.upper <= *bound)
+        {
+            self.base = Some(page);
+            self.complete = true;
         }
     }
 
@@ -44,6 +67,11 @@ impl ReadState {
             self.key
         );
         self.upper = lsn;
+        if let Some((_, page)) = self.known.take_if(|(bound, _)| lsn < *bound) {
+            self.base = Some(page);
+            self.complete = true;
+            return true;
+        }
         self.complete = value.will_init();
         match value {
             Value::Image(image) => self.base = Some(image),

@@ -2,7 +2,7 @@
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{IntGauge, IntGaugeVec, Opts};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::{HANDLER_REQUESTS, TIMELINE_LABELS};
 use crate::server::Server;
@@ -27,6 +27,7 @@ pub fn gather(server: &Server) -> Vec<MetricFamily> {
         families.extend(gauge.collect());
     }
     families.extend(gauges.ondisk_layers.collect());
+    families.extend(gauges.materialized_cache_hits.collect());
     families.extend(process());
     // A family without series has nothing to say, and the text format no way to say it.
     families.retain(|family| !family.get_metric().is_empty());
@@ -39,6 +40,7 @@ struct Gauges {
     resident_size: IntGaugeVec,
     tenant_states: IntGaugeVec,
     ondisk_layers: IntGauge,
+    materialized_cache_hits: IntCounterVec,
 }
 
 fn gauge_vec(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
@@ -73,6 +75,14 @@ impl Gauges {
                 &["tenant_id", "state"],
             ),
             ondisk_layers: gauge("pageserver_ondisk_layers", "Layer files on disk"),
+            materialized_cache_hits: IntCounterVec::new(
+                Opts::new(
+                    "pageserver_materialized_cache_hits_total",
+                    "Reads that began with a page made for an earlier one",
+                ),
+                &TIMELINE_LABELS,
+            )
+            .expect("names here are constants and valid"),
         }
     }
 
@@ -89,6 +99,8 @@ impl Gauges {
             let set = |gauge: &IntGaugeVec, value: u64| gauge.with_label_values(&labels).set(value as i64);
             set(&self.last_record_lsn, timeline.last_record().last.0);
             set(&self.resident_size, timeline.physical_size());
+            let hits = self.materialized_cache_hits.with_label_values(&labels);
+            hits.inc_by(timeline.remembered_page_hits());
             self.ondisk_layers.add(timeline.layer_count() as i64);
             let id = TenantTimelineId::new(tenant.id, timeline.timeline_id);
             if let Some(status) = server.receivers.status(id) {

@@ -24,6 +24,7 @@ mod layer_set;
 mod load;
 pub mod memory_store;
 pub mod metadata;
+pub mod page_memory;
 mod read;
 mod reconstruct;
 pub mod store;
@@ -34,6 +35,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -56,6 +58,8 @@ pub use self::store::{ReadError, ReadStore, WriteBatch};
 use self::write::WriteState;
 pub use self::write::{TimelineWriter, WriteError};
 use crate::context::StoreContext;
+
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// What a timeline is able to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -86,6 +90,10 @@ pub struct Timeline {
     pub pg_version: u32,
     dir: PathBuf,
     context: Arc<StoreContext>,
+    /// Names this object among all of the process, see [`page_memory`].
+    number: u64,
+    /// Reads that began with a remembered page.
+    pages_found: AtomicU64,
     config: Arc<ArcSwap<TenantConfig>>,
     ancestor: Option<Ancestor>,
     initdb_lsn: AtomicLsn,
@@ -186,6 +194,8 @@ impl Timeline {
             layers: ArcSwap::from_pointee(LayerSet::default()),
             write_state: Mutex::new(WriteState::new(last)),
             context,
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            pages_found: AtomicU64::new(0),
             config,
             ancestor,
             initdb_lsn: AtomicLsn::new(metadata.initdb_lsn),
@@ -314,6 +324,11 @@ impl Timeline {
         let start = self.last_record().last;
         self.initdb_lsn.store(start);
         self.horizon.cutoff.store(start);
+    }
+
+    /// Reads so far that did not begin at the layers but with a page made for an earlier read.
+    pub fn remembered_page_hits(&self) -> u64 {
+        self.pages_found.load(Ordering::Relaxed)
     }
 
     /// Bytes of all layer files.

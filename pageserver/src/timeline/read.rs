@@ -1,11 +1,13 @@
 //! Reads: down through the layers of the timeline, then of its ancestors, for a set of keys at once.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use pageserver_api::key::Key;
 use utils::lsn::Lsn;
 
+use super::page_memory::KnownPage;
 use super::{ReadError, ReadStore, Timeline, reconstruct};
 use crate::layers::LayerError;
 use crate::layers::map::{LayerMap, NextLayer};
@@ -13,6 +15,25 @@ use crate::layers::read_state::ReadState;
 
 /// Keys that one step of a scan reads together; bounds what is in memory beside the result.
 const SCAN_BATCH_KEYS: usize = 1024;
+
+/// Which of the values that a read makes are worth remembering.
+#[derive(Clone, Copy)]
+enum Remember {
+    Nothing,
+    /// Those that took redo.
+    Reconstructed,
+}
+
+impl Remember {
+    /// Beyond the last record versions can still come: asked before the layers are, as it moves on meanwhile.
+    fn at(self, timeline: &Timeline, lsn: Lsn) -> Self {
+        if lsn <= timeline.last_record().last {
+            self
+        } else {
+            Remember::Nothing
+        }
+    }
+}
 
 impl Timeline {
     /// Whether the history at `lsn` is still there.
@@ -44,6 +65,7 @@ impl Timeline {
                     .filter(|state| !state.complete)
                     .for_each(|state| layer.collect(state));
             }
+            states.iter_mut().for_each(ReadState::settle);
             match &mut *states {
                 [state] => collect_one(&layers.files, state, lsn).await?,
                 states => collect_many(&layers.files, states, lsn).await?,
@@ -82,21 +104,57 @@ impl Timeline {
     }
 
     /// Values of many keys, at an LSN that may be below the cutoff as long as the layers are there.
+    ///
+    /// Pages made on the way are not remembered: nobody is waiting for them in particular.
     pub(super) async fn read_many(&self, keys: &[Key], lsn: Lsn) -> Result<Vec<Option<Bytes>>, ReadError> {
+        self.read(keys, lsn, Remember::Nothing).await
+    }
+
+    async fn read(
+        &self,
+        keys: &[Key],
+        lsn: Lsn,
+        remember: Remember,
+    ) -> Result<Vec<Option<Bytes>>, ReadError> {
         let mut sorted = keys.to_vec();
         sorted.sort_unstable();
         sorted.dedup();
-        let mut states: Vec<ReadState> = sorted
-            .iter()
-            .map(|key| ReadState::new(*key, upper_of(lsn)))
-            .collect();
+        let remember = remember.at(self, lsn);
+        let mut states: Vec<ReadState> = sorted.iter().map(|key| self.begin(*key, lsn)).collect();
         self.collect(&mut states, lsn).await?;
         let values: Vec<Option<Bytes>> = states
             .into_iter()
-            .map(|state| finish(state, lsn))
+            .map(|state| self.finish(state, lsn, remember))
             .collect::<Result<_, _>>()?;
         let place = |key| sorted.binary_search(key).expect("every key asked for was read");
         Ok(keys.iter().map(|key| values[place(key)].clone()).collect())
+    }
+
+    /// The start of a read: what is remembered of the key, or nothing.
+    fn begin(&self, key: Key, lsn: Lsn) -> ReadState {
+        match self.context.pages.find(self.number, key, lsn) {
+            None => ReadState::new(key, upper_of(lsn)),
+            Some(known) => {
+                self.pages_found.fetch_add(1, Ordering::Relaxed);
+                ReadState::with_known(key, upper_of(lsn), upper_of(known.read_at), known.page)
+            }
+        }
+    }
+
+    fn finish(&self, mut state: ReadState, lsn: Lsn, remember: Remember) -> Result<Option<Bytes>, ReadError> {
+        state.records.reverse();
+        let value = reconstruct(state.key, lsn, state.base, &state.records)?;
+        if let (Remember::Reconstructed, Some(page), Some((changed, _))) =
+            (remember, &value, state.records.last())
+        {
+            let known = KnownPage {
+                changed: *changed,
+                read_at: lsn,
+                page: page.clone(),
+            };
+            self.context.pages.remember(self.number, state.key, known);
+        }
+        Ok(value)
     }
 
     /// The keys of `range` that may have a version at or below `lsn`, ascending.
@@ -152,6 +210,7 @@ async fn collect_one(files: &LayerMap, state: &mut ReadState, lsn: Lsn) -> Resul
             .collect(state, next.floor)
             .await
             .map_err(at(state.key, lsn))?;
+        state.settle();
     }
     Ok(())
 }
@@ -173,6 +232,7 @@ async fn collect_many(files: &LayerMap, states: &mut [ReadState], lsn: Lsn) -> R
                 .collect(state, next.floor)
                 .await
                 .map_err(at(state.key, lsn))?;
+            state.settle();
         }
     }
 }
@@ -182,23 +242,19 @@ fn upper_of(lsn: Lsn) -> Lsn {
     Lsn(lsn.0.saturating_add(1))
 }
 
-fn finish(mut state: ReadState, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
-    state.records.reverse();
-    reconstruct(state.key, lsn, state.base, &state.records)
-}
-
 impl ReadStore for Timeline {
     async fn get(&self, key: Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
         self.check_readable(lsn)?;
-        let mut states = [ReadState::new(key, upper_of(lsn))];
+        let remember = Remember::Reconstructed.at(self, lsn);
+        let mut states = [self.begin(key, lsn)];
         self.collect(&mut states, lsn).await?;
         let [state] = states;
-        finish(state, lsn)
+        self.finish(state, lsn, remember)
     }
 
     async fn get_many(&self, keys: &[Key], lsn: Lsn) -> Result<Vec<Option<Bytes>>, ReadError> {
         self.check_readable(lsn)?;
-        self.read_many(keys, lsn).await
+        self.read(keys, lsn, Remember::Reconstructed).await
     }
 
     async fn scan(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<(Key, Bytes)>, ReadError> {
