@@ -77,9 +77,16 @@ fn get_tenant_error(error: GetTenantError) -> ApiError {
     }
 }
 
+/// For routes whose interface knows no 404.
+fn tenant_inaccessible(error: GetTenantError) -> ApiError {
+    internal(match error {
+        GetTenantError::NotFound(id) => anyhow::Error::new(LookupError::NoTenant(id)),
+        GetTenantError::NotActive { .. } => anyhow::Error::new(error),
+    })
+}
+
 fn create_timeline_error(error: CreateTimelineError) -> ApiError {
     match error {
-        CreateTimelineError::AlreadyExists(_) => ApiError::Conflict(error.to_string()),
         CreateTimelineError::TenantNotActive { .. } => not_found(error),
         other => internal(other),
     }

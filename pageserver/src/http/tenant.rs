@@ -12,7 +12,7 @@ use pageserver_api::models::{
 use utils::http::{ApiError, Bearer, JsonBody, PathParams};
 use utils::id::TenantId;
 
-use super::{AppState, check_permission, get_tenant_error, internal};
+use super::{AppState, check_permission, get_tenant_error, internal, tenant_inaccessible};
 use crate::server::Server;
 use crate::tenant::{self, CreateTenantError, Tenant};
 
@@ -75,7 +75,7 @@ async fn show(
 ) -> Result<Json<TenantInfo>, ApiError> {
     let id: TenantId = params.parse("tenant_id")?;
     check_permission(&bearer, Some(id))?;
-    let tenant = server.tenants.get(id).map_err(get_tenant_error)?;
+    let tenant = server.tenants.get(id).map_err(tenant_inaccessible)?;
     let physical_size = tenant
         .timelines()
         .iter()
@@ -96,7 +96,7 @@ async fn configure(
     let tenant = server
         .tenants
         .get_active(request.tenant_id)
-        .map_err(get_tenant_error)?;
+        .map_err(tenant_inaccessible)?;
     tenant.set_overrides(request.config).await.map_err(internal)?;
     Ok(Json(()))
 }

