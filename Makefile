@@ -78,6 +78,7 @@ nightly: build extension test-extension setup-tests
 	NEON_NIGHTLY=1 $(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
 
 bench: release extension setup-tests
+	cargo build --release -p pageserver --example getpage
 	NEON_BIN=target/release $(PYTEST) test_runner/performance -s
 
 clean:
