@@ -12,8 +12,8 @@ use std::process::Command;
 
 use postgres_ffi::c_struct::{CStruct, Layout};
 use postgres_ffi::v15::{
-    BLCKSZ, WAL_SEGMENT_SIZE, bodies, checkpoint, control_file, decode, heap, page, record, relfile, rmgr,
-    slru, wal_page, xact,
+    BLCKSZ, WAL_SEGMENT_SIZE, bodies, checkpoint, control_file, decode, page, record, relfile, rmgr, slru,
+    wal_page, xact,
 };
 
 const LAYOUTS: &[Layout] = &[
@@ -22,11 +22,6 @@ const LAYOUTS: &[Layout] = &[
     relfile::RelFileNode::LAYOUT,
     xact::StatsItem::LAYOUT,
     xact::PrepareHeader::LAYOUT,
-    heap::HeapInsert::LAYOUT,
-    heap::HeapMultiInsert::LAYOUT,
-    heap::HeapDelete::LAYOUT,
-    heap::HeapUpdate::LAYOUT,
-    heap::HeapLock::LAYOUT,
     bodies::SmgrCreate::LAYOUT,
     bodies::SmgrTruncate::LAYOUT,
     bodies::DbaseCreateFileCopy::LAYOUT,
@@ -62,7 +57,6 @@ const INCLUDES: &[&str] = &[
     "access/slru.h",
     "access/spgxlog.h",
     "access/transam.h",
-    "access/visibilitymapdefs.h",
     "access/xact.h",
     "access/xlog_internal.h",
     "access/xlogrecord.h",
@@ -121,7 +115,6 @@ fn constants() -> Vec<Fact> {
             XACT_XINFO_HAS_DROPPED_STATS,
         }
         bodies::{ SMGR_TRUNCATE_HEAP, SMGR_TRUNCATE_VM, SMGR_TRUNCATE_FSM }
-        heap::{ VISIBILITYMAP_ALL_VISIBLE, VISIBILITYMAP_ALL_FROZEN, VISIBILITYMAP_VALID_BITS }
         relfile::{
             DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID, RELSEG_SIZE, MAIN_FORKNUM, FSM_FORKNUM,
             VISIBILITYMAP_FORKNUM, INIT_FORKNUM,
@@ -189,8 +182,6 @@ fn other_facts() -> Vec<Fact> {
         ("FirstNormalTransactionId", checkpoint::FIRST_NORMAL_XID.into()),
         ("FirstMultiXactId", slru::FIRST_MULTIXACT_ID.into()),
         ("sizeof(SharedInvalidationMessage)", xact::INVALIDATION_LEN as u64),
-        ("sizeof(xl_heap_lock_updated)", 8),
-        ("offsetof(xl_heap_lock_updated, flags)", 7),
         ("offsetof(xl_tblspc_create_rec, ts_path)", 4),
         ("offsetof(xl_xact_assignment, xsub)", 8),
         ("MinSizeOfXactCommit", 8),

@@ -20,7 +20,6 @@ use postgres_ffi::v15::checkpoint::{CheckPoint, precedes};
 use postgres_ffi::v15::control_file::{ControlFile, DB_SHUTDOWNED};
 use postgres_ffi::v15::decode::decode_record;
 use postgres_ffi::v15::encode::{WalIdentity, WalWriter, encode_record};
-use postgres_ffi::v15::heap::visibility_map_clear;
 use postgres_ffi::v15::image;
 use postgres_ffi::v15::record::{DecodedRecord, ImageCompression};
 use postgres_ffi::v15::relfile::{RelFileNode, parse_path, relation_path};
@@ -118,7 +117,7 @@ fn stopped_cluster_with_workload() -> Cluster {
     cluster
 }
 
-/// All records in `wal`, fed in pieces of random lengths, until it ends.
+/// All records in `wal`, fed in pieces of random lengths, until it ends: by turns given out and lent.
 fn decode_in_pieces(start: Lsn, wal: &[u8], mut piece_len: impl FnMut() -> usize) -> Vec<(Lsn, Lsn, Bytes)> {
     let mut decoder = WalStreamDecoder::new(start);
     let mut records = Vec::new();
@@ -128,7 +127,13 @@ fn decode_in_pieces(start: Lsn, wal: &[u8], mut piece_len: impl FnMut() -> usize
         decoder.feed(piece);
         rest = later;
         loop {
-            match decoder.next_record() {
+            let next = if records.len() % 3 == 0 {
+                decoder.next_record()
+            } else {
+                let end = decoder.seek_record();
+                end.map(|end| end.map(|end| (end, Bytes::copy_from_slice(decoder.record()))))
+            };
+            match next {
                 Ok(Some((end, record))) => records.push((decoder.record_start(), end, record)),
                 Ok(None) => break,
                 Err(_) => return records,
@@ -152,7 +157,6 @@ fn dumped(start: Lsn, record: &DecodedRecord) -> DumpedRecord {
 /// Reads the body if we know the record kind; gives whether we do.
 fn read_body(record: &DecodedRecord) -> bool {
     let (info, data) = (record.header.info, &record.main_data[..]);
-    visibility_map_clear(record).unwrap();
     match (record.header.rmid, record.rmgr_info()) {
         (RM_XACT_ID, _) => match info & XLOG_XACT_OPMASK {
             XLOG_XACT_PREPARE => Prepare::parse(data).map(|_| ()).unwrap(),
@@ -214,7 +218,6 @@ struct Seen {
     kinds: BTreeSet<(u8, &'static str)>,
     images: BTreeMap<&'static str, usize>,
     bodies: usize,
-    cleared: usize,
     next_xid: u32,
 }
 
@@ -225,7 +228,6 @@ impl Seen {
             record_name(record.header.rmid, record.header.info),
         ));
         self.bodies += usize::from(read_body(record));
-        self.cleared += usize::from(visibility_map_clear(record).unwrap().is_some());
         for block in &record.blocks {
             let Some(image) = &block.image else { continue };
             let mut restored = [0xaa; BLCKSZ];
@@ -270,12 +272,7 @@ fn every_record_as_pg_waldump_sees_it() {
     assert_eq!(records.len(), theirs.len());
     assert_eq!(seen.images.len(), 4, "{:?}", seen.images);
     assert!(seen.kinds.len() > 60, "{:?}", seen.kinds);
-    assert!(
-        seen.bodies > 3000 && seen.cleared > 50,
-        "{} {}",
-        seen.bodies,
-        seen.cleared
-    );
+    assert!(seen.bodies > 3000, "{}", seen.bodies);
 
     let control =
         ControlFile::from_file(&fs::read(cluster.data().join("global/pg_control")).unwrap()).unwrap();

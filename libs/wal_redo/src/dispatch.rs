@@ -43,7 +43,8 @@ impl From<&BlockRef<'_>> for PageTag {
 /// Applies a record to the page `tag`, in place. `lsn` is the end of the record, `raw` the record as in the
 /// WAL without page headers.
 pub fn apply(page: &mut PageBuf, tag: &PageTag, lsn: Lsn, raw: &[u8]) -> Result<(), RedoError> {
-    let record = RecordRef::parse(raw).map_err(|error| RedoError {
+    let mut record = RecordRef::empty();
+    record.read(raw).map_err(|error| RedoError {
         lsn,
         rmgr: RmgrName::Unreadable,
         info: 0,

@@ -160,4 +160,4 @@ fn tag(rel: RelTag, blkno: u32) -> PageTag {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

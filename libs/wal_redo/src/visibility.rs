@@ -116,3 +116,59 @@ pub fn cleared_by(record: &RecordRef<'_>) -> Option<Cleared> {
         flags,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconstruct::tests::REL;
+
+    /// A record with these block references and no data.
+    fn record(rmid: u8, info: u8, main: &[u8], blocks: &[u32]) -> Vec<u8> {
+        let mut raw = vec![0; 24];
+        for (id, blkno) in blocks.iter().enumerate() {
+            raw.extend_from_slice(&[id as u8, 0, 0, 0]);
+            for word in [REL.spcnode, REL.dbnode, REL.relnode, *blkno] {
+                raw.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        raw.extend_from_slice(&[255, main.len() as u8]);
+        raw.extend_from_slice(main);
+        let len = raw.len() as u32;
+        raw[..4].copy_from_slice(&len.to_le_bytes());
+        (raw[16], raw[17]) = (info, rmid);
+        raw
+    }
+
+    #[test]
+    fn who_clears_what() {
+        let check = |raw: Vec<u8>, want: Option<(Option<u32>, Option<u32>, u8)>| {
+            let cleared = cleared_by(&RecordRef::parse(&raw).unwrap());
+            assert_eq!(
+                cleared.map(|cleared| (cleared.new_heap_block, cleared.old_heap_block, cleared.flags)),
+                want
+            );
+        };
+        let update = |flags| [0, 0, 0, 0, 1, 0, 0, flags, 0, 0, 0, 0, 2, 0];
+        let last_of_eight = [0, 0, 0, 0, 1, 0, 0, 1];
+        check(record(10, 0x80, &[1, 0, 1], &[7]), Some((Some(7), None, 3)));
+        check(record(10, 0x00, &[1, 0, 8], &[7]), None);
+        check(record(9, 0x50, &[1, 0, 1, 0], &[7]), Some((Some(7), None, 3)));
+        check(record(10, 0x10, &last_of_eight, &[7]), Some((None, Some(7), 3)));
+        check(record(10, 0x20, &update(3), &[8, 7]), Some((Some(8), Some(7), 3)));
+        check(record(10, 0x20, &update(1), &[8, 7]), Some((None, Some(7), 3)));
+        check(record(10, 0x40, &update(1), &[8]), Some((None, Some(8), 3)));
+        check(record(10, 0x60, &last_of_eight, &[7]), Some((None, Some(7), 2)));
+        check(record(9, 0x60, &last_of_eight, &[7]), Some((None, Some(7), 2)));
+        check(record(9, 0x10, &[1; 8], &[7]), None);
+        check(record(11, 0, &[1; 8], &[7]), None);
+        // Redo is to complain about these.
+        check(record(10, 0, &[1, 0], &[7]), None);
+        check(record(10, 0, &[1, 0, 1], &[]), None);
+    }
+
+    #[test]
+    fn places() {
+        assert_eq!((map_block(32671), place(32671)), (0, (8191, 6)));
+        assert_eq!((map_block(32672), place(32673)), (1, (24, 2)));
+    }
+}

@@ -9,8 +9,10 @@
 //! PostgreSQL.
 //!
 //! One thread reads and routes; each worker thread owns the pages whose tag hashes to it. Queues are
-//! bounded. Memory grows with the pages of the cluster, not with the WAL.
+//! bounded. With one thread only, reader and worker are the same. Memory grows with the pages of the cluster, not
+//! with the WAL.
 
+mod crew;
 mod mask;
 mod pages;
 mod report;
@@ -21,21 +23,14 @@ mod slru;
 mod worker;
 
 use std::path::PathBuf;
-use std::sync::mpsc::sync_channel;
-use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use utils::lsn::Lsn;
 
+use crew::Crew;
 pub use report::Report;
 use route::Router;
-use samples::Samples;
 use segments::{SegmentSource, WalRecords};
-
-/// Number of threads that replay.
-const WORKERS: usize = 2;
-/// Batches of work that may wait for one worker.
-const BATCHES_WAITING_MAX: usize = 16;
 
 /// Check native WAL redo against the images in WAL written with wal_consistency_checking.
 #[derive(Clone, Debug, clap::Parser)]
@@ -63,6 +58,9 @@ pub struct Options {
     /// Remove each segment once it was read.
     #[arg(long)]
     pub delete: bool,
+    /// Number of threads that replay beside the one that reads. With 1, which takes the least CPU time in all, it is the same.
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
     /// Write one replayed block of each kind there, for the tests of wal_redo.
     #[arg(long)]
     pub samples: Option<PathBuf>,
@@ -72,34 +70,10 @@ pub struct Options {
 pub fn check(options: &Options) -> Result<Report> {
     let rmgr = options.rmgr.as_deref().map(report::rmgr_number).transpose()?;
     let source = SegmentSource::new(options)?;
-    let (senders, workers): (Vec<_>, Vec<_>) = (0..WORKERS)
-        .map(|_| {
-            let (sender, receiver) = sync_channel(BATCHES_WAITING_MAX);
-            let mut worker = worker::Worker::new(options, rmgr);
-            let thread = thread::spawn(move || {
-                for batch in receiver {
-                    worker.work(&batch);
-                }
-                worker.finish()
-            });
-            (sender, thread)
-        })
-        .unzip();
-    let mut router = Router::new(senders, options);
+    let mut router = Router::new(Crew::new(options, rmgr), options);
     let mut records = WalRecords::new(source, options.start);
     let outcome = route_all(&mut records, &mut router);
-    let mut report = router
-        .finish(options.compare.as_deref())
-        .context("cannot read pages to compare with")?;
-    let mut samples = Samples::default();
-    for worker in workers {
-        let part = worker
-            .join()
-            .map_err(|_| anyhow::anyhow!("a replay thread panicked"))?;
-        let (part, kept) = part.context("cannot read pages to compare with")?;
-        report.merge(part);
-        samples.merge(kept);
-    }
+    let (mut report, samples) = router.finish(options.compare.as_deref())?;
     if let Some(path) = &options.samples {
         samples.write(path)?;
     }
@@ -114,7 +88,7 @@ pub fn check(options: &Options) -> Result<Report> {
 fn route_all(records: &mut WalRecords, router: &mut Router) -> Result<()> {
     while let Some(next) = records.next()? {
         match next {
-            segments::Next::Record { end, record } => router.record(end, record)?,
+            segments::Next::Record { end } => router.record(end, records.record())?,
             segments::Next::Gap => router.forget_all()?,
         }
     }

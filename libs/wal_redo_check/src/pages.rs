@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use memmap2::{MmapMut, MmapOptions};
 use postgres_ffi::v15::relfile::{RELSEG_SIZE, RelFileNode, relation_path};
 use wal_redo::{PAGE_SIZE, PageBuf, PageTag};
 
@@ -86,7 +87,6 @@ impl Hasher for TagHasher {
     }
 
     fn write_u32(&mut self, value: u32) {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         self.0 = (self.0.rotate_left(17) ^ u64::from(value)).wrapping_mul(ODD);
     }
 
@@ -94,6 +94,9 @@ impl Hasher for TagHasher {
         self.0 ^ self.0 >> 32
     }
 }
+
+/// Odd factor that spreads neighbouring numbers over all bits.
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The worker that owns a page. The database does not count: a copied database's pages stay with their worker.
 pub fn owner(tag: &PageTag, workers: usize) -> usize {
@@ -103,9 +106,53 @@ pub fn owner(tag: &PageTag, workers: usize) -> usize {
     ((hasher.finish() >> 16) % workers as u64) as usize
 }
 
+/// Pages in one mapping, which the kernel backs with memory at one go instead of in a page fault for each.
+const CHUNK_PAGES: usize = 128;
+
+/// Memory for pages.
+#[derive(Default)]
+struct Slab {
+    /// Anonymous mappings, zeros at first.
+    chunks: Vec<MmapMut>,
+    /// Places that are not used any more.
+    free: Vec<u32>,
+    /// Places given out so far, free ones included.
+    len: u32,
+}
+
+impl Slab {
+    /// A place for a page, made of zeros.
+    fn add(&mut self) -> io::Result<u32> {
+        if let Some(place) = self.free.pop() {
+            self.page(place).fill(0);
+            return Ok(place);
+        }
+        let place = self.len;
+        if (place as usize).is_multiple_of(CHUNK_PAGES) {
+            let mut mapping = MmapOptions::new();
+            self.chunks
+                .push(mapping.len(CHUNK_PAGES * PAGE_SIZE).populate().map_anon()?);
+        }
+        self.len += 1;
+        Ok(place)
+    }
+
+    #[inline]
+    fn page(&mut self, place: u32) -> &mut PageBuf {
+        let (pages, _) = self.chunks[place as usize / CHUNK_PAGES].as_chunks_mut();
+        &mut pages[place as usize % CHUNK_PAGES]
+    }
+
+    fn shared(&self, place: u32) -> &PageBuf {
+        let (pages, _) = self.chunks[place as usize / CHUNK_PAGES].as_chunks();
+        &pages[place as usize % CHUNK_PAGES]
+    }
+}
+
 /// Pages by their place. Those not changed yet are still in the base directory, if there is one.
 pub struct Pages {
-    changed: HashMap<PageTag, Box<PageBuf>, BuildHasherDefault<TagHasher>>,
+    changed: HashMap<PageTag, u32, BuildHasherDefault<TagHasher>>,
+    slab: Slab,
     base: Base,
 }
 
@@ -149,6 +196,7 @@ impl Pages {
     pub fn new(base: Option<&Path>) -> Self {
         Pages {
             changed: HashMap::default(),
+            slab: Slab::default(),
             base: Base {
                 dir: base.map(DataDir::new),
                 dropped_databases: HashSet::new(),
@@ -160,81 +208,119 @@ impl Pages {
     }
 
     /// The page for changing, if it is known.
+    #[inline]
     pub fn get(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
-        match self.changed.entry(*tag) {
-            Entry::Occupied(entry) => Ok(Some(entry.into_mut())),
-            Entry::Vacant(entry) => match self.base.page(tag)? {
-                Some(page) => Ok(Some(entry.insert(page))),
-                None => Ok(None),
-            },
+        match self.changed.get(tag) {
+            Some(&place) => Ok(Some(self.slab.page(place))),
+            None => self.get_from_base(tag),
+        }
+    }
+
+    #[cold]
+    fn get_from_base(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
+        match self.base.page(tag)? {
+            Some(page) => {
+                let new = self.add(*tag)?;
+                *new = *page;
+                Ok(Some(new))
+            }
+            None => Ok(None),
         }
     }
 
     /// The page for changing, made of zeros if it is not known.
+    #[inline]
     pub fn get_or_zeros(&mut self, tag: &PageTag) -> io::Result<&mut PageBuf> {
-        match self.changed.entry(*tag) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let page = self.base.page(tag)?;
-                Ok(entry.insert(page.unwrap_or_else(|| Box::new([0; PAGE_SIZE]))))
+        match self.changed.get(tag) {
+            Some(&place) => Ok(self.slab.page(place)),
+            None => {
+                let base = self.base.page(tag)?;
+                let new = self.add(*tag)?;
+                if let Some(base) = base {
+                    *new = *base;
+                }
+                Ok(new)
             }
         }
     }
 
-    pub fn put(&mut self, tag: PageTag, page: &PageBuf) {
-        self.changed.insert(tag, Box::new(*page));
+    /// A new page of zeros.
+    fn add(&mut self, tag: PageTag) -> io::Result<&mut PageBuf> {
+        let place = self.slab.add()?;
+        let old = self.changed.insert(tag, place);
+        assert!(old.is_none(), "{tag:?} has a page already");
+        Ok(self.slab.page(place))
+    }
+
+    pub fn put(&mut self, tag: PageTag, page: &PageBuf) -> io::Result<()> {
+        let place = match self.changed.get(&tag) {
+            Some(&place) => self.slab.page(place),
+            None => self.add(tag)?,
+        };
+        *place = *page;
+        Ok(())
     }
 
     pub fn remove(&mut self, tag: &PageTag) {
-        self.changed.remove(tag);
+        self.slab.free.extend(self.changed.remove(tag));
+    }
+
+    fn remove_where(&mut self, gone: impl Fn(&PageTag) -> bool) {
+        let places = self
+            .changed
+            .extract_if(|tag, _| gone(tag))
+            .map(|(_, place)| place);
+        self.slab.free.extend(places);
     }
 
     /// All pages that were changed.
     pub fn changed(&self) -> impl Iterator<Item = (&PageTag, &PageBuf)> {
-        self.changed.iter().map(|(tag, page)| (tag, &**page))
+        self.changed
+            .iter()
+            .map(|(tag, &place)| (tag, self.slab.shared(place)))
     }
 
     pub fn forget_all(&mut self) {
-        self.changed.clear();
+        self.remove_where(|_| true);
         self.base.dir = None;
     }
 
     pub fn drop_relation(&mut self, dropped: RelFileNode) {
-        self.changed.retain(|tag, _| relation(tag) != dropped);
+        self.remove_where(|tag| relation(tag) == dropped);
         self.base.dropped_relations.insert(dropped);
     }
 
     pub fn drop_database(&mut self, spcnode: u32, dbnode: u32) {
-        self.changed
-            .retain(|tag, _| (tag.spcnode, tag.dbnode) != (spcnode, dbnode));
+        self.remove_where(|tag| (tag.spcnode, tag.dbnode) == (spcnode, dbnode));
         self.base.dropped_databases.insert((spcnode, dbnode));
         self.base.copies.remove(&(spcnode, dbnode));
     }
 
     pub fn truncate(&mut self, truncated: RelFileNode, forknum: u8, blocks: u32) {
-        self.changed
-            .retain(|tag, _| relation(tag) != truncated || tag.forknum != forknum || tag.blkno < blocks);
+        self.remove_where(|tag| relation(tag) == truncated && tag.forknum == forknum && tag.blkno >= blocks);
         let left = self.base.truncated.entry((truncated, forknum)).or_insert(blocks);
         *left = blocks.min(*left);
     }
 
     /// A database's files were copied; each page of the copy belongs to the same worker as its source.
-    pub fn copy_database(&mut self, from: (u32, u32), to: (u32, u32)) {
+    pub fn copy_database(&mut self, from: (u32, u32), to: (u32, u32)) -> io::Result<()> {
         let copies: Vec<_> = self
             .changed
             .iter()
             .filter(|(tag, _)| (tag.spcnode, tag.dbnode) == from)
-            .map(|(tag, page)| {
-                let tag = PageTag {
-                    spcnode: to.0,
-                    dbnode: to.1,
-                    ..*tag
-                };
-                (tag, page.clone())
-            })
+            .map(|(tag, &place)| (*tag, place))
             .collect();
-        self.changed.extend(copies);
+        for (tag, place) in copies {
+            let copy = PageTag {
+                spcnode: to.0,
+                dbnode: to.1,
+                ..tag
+            };
+            let page = *self.slab.page(place);
+            self.put(copy, &page)?;
+        }
         self.base.dropped_databases.remove(&to);
         self.base.copies.insert(to, from);
+        Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! WAL segments of a directory as one stream of records.
+//!
+//! Segments are read in pieces small enough to stay in the processor's cache until their records have been replayed.
 
-use std::fs;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -11,13 +13,15 @@ use bytes::Bytes;
 use postgres_ffi::v15::BLCKSZ;
 use postgres_ffi::v15::stream::WalStreamDecoder;
 use postgres_ffi::v15::wal_file::SegmentName;
-use postgres_ffi::v15::wal_page::{LONG_HEADER_LEN, PageHeader, SHORT_HEADER_LEN};
+use postgres_ffi::v15::wal_page::{LONG_HEADER_LEN, PageHeader, SHORT_HEADER_LEN, header_len};
 use utils::lsn::Lsn;
 
 use crate::Options;
 
 /// How often a directory is looked at for a new segment.
 const POLL: Duration = Duration::from_millis(50);
+/// Bytes read at a time; segments are a multiple of it.
+const PIECE_LEN: usize = 256 << 10;
 /// Appears in a followed directory when no more segments will come.
 const END_MARK: &str = "end";
 
@@ -29,12 +33,20 @@ pub struct SegmentSource {
     segment_size: usize,
     /// Segment number to come next, once one was read.
     next: Option<u64>,
-    /// File read last; removed, if asked for, when the next one is there.
-    read: Option<PathBuf>,
+    /// File being read, or read last; removed, if asked for, when the next one is there.
+    current: Option<Current>,
 }
 
-/// A segment's first position and bytes.
-pub struct Segment {
+/// A file being read.
+struct Current {
+    path: PathBuf,
+    file: File,
+    /// Position of the next byte.
+    at: Lsn,
+}
+
+/// Part of a segment, from the start of a page on.
+pub struct Piece {
     pub start: Lsn,
     pub bytes: Bytes,
     /// Whether it follows the one before.
@@ -48,10 +60,9 @@ impl SegmentSource {
             follow: options.follow,
             delete: options.delete,
             segment_size: 0,
-            next: options.start.map(|_| 0),
-            read: None,
+            next: None,
+            current: None,
         };
-        source.next = None;
         let first = source
             .wait_for_next()?
             .with_context(|| format!("no WAL segments in {}", options.wal_dir.display()))?;
@@ -67,24 +78,40 @@ impl SegmentSource {
         self.segment_size
     }
 
-    /// Reads the next segment, if there is one.
-    pub fn next(&mut self) -> Result<Option<Segment>> {
+    /// Reads the next piece, if there is one.
+    pub fn next(&mut self) -> Result<Option<Piece>> {
+        if let Some(piece) = self.next_of_current()? {
+            return Ok(Some(piece));
+        }
         let Some(path) = self.wait_for_next()? else {
             return Ok(None);
         };
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let name = self.name_of(&path).context("segment name")?;
         let adjoins = self.next.is_none_or(|next| next == name.segment);
         self.next = Some(name.segment + 1);
-        if let Some(read) = self.read.replace(path)
-            && self.delete
-        {
-            fs::remove_file(&read).with_context(|| format!("cannot remove {}", read.display()))?;
+        let at = Lsn(name.segment * self.segment_size as u64);
+        let read = self.current.replace(Current { path, file, at });
+        if let Some(read) = read.filter(|_| self.delete) {
+            fs::remove_file(&read.path).with_context(|| format!("cannot remove {}", read.path.display()))?;
         }
-        Ok(Some(Segment {
-            start: Lsn(name.segment * self.segment_size as u64),
-            bytes: bytes.into(),
-            adjoins,
+        let piece = self.next_of_current()?;
+        Ok(piece.map(|piece| Piece { adjoins, ..piece }))
+    }
+
+    /// The next piece of the file being read; `None` at its end.
+    fn next_of_current(&mut self) -> Result<Option<Piece>> {
+        let Some(current) = &mut self.current else {
+            return Ok(None);
+        };
+        let bytes = read_piece(&mut current.file)
+            .with_context(|| format!("cannot read {}", current.path.display()))?;
+        let start = current.at;
+        current.at.0 += bytes.len() as u64;
+        Ok((!bytes.is_empty()).then_some(Piece {
+            start,
+            bytes,
+            adjoins: true,
         }))
     }
 
@@ -142,10 +169,17 @@ impl SegmentSource {
     }
 }
 
+/// Reads up to [`PIECE_LEN`] bytes; fewer only at the end of the file.
+fn read_piece(file: &mut File) -> io::Result<Bytes> {
+    let mut bytes = Vec::with_capacity(PIECE_LEN);
+    file.take(PIECE_LEN as u64).read_to_end(&mut bytes)?;
+    Ok(bytes.into())
+}
+
 /// Segment size from the header of a segment's first page.
 fn segment_size(path: &Path) -> Result<usize> {
     let mut raw = [0; LONG_HEADER_LEN];
-    fs::File::open(path)
+    File::open(path)
         .and_then(|mut file| file.read_exact(&mut raw))
         .with_context(|| format!("cannot read {}", path.display()))?;
     let header =
@@ -158,8 +192,11 @@ fn segment_size(path: &Path) -> Result<usize> {
 
 /// What comes next in the WAL.
 pub enum Next {
-    /// A record: its end and its bytes.
-    Record { end: Lsn, record: Bytes },
+    /// A record, see [`WalRecords::record`].
+    Record {
+        /// Its end.
+        end: Lsn,
+    },
     /// Segments are missing; what follows starts anew.
     Gap,
 }
@@ -201,56 +238,65 @@ impl WalRecords {
         self.gaps
     }
 
-    /// The next record; `None` at the end of the WAL.
+    /// Bytes of the record that came last.
+    pub fn record(&self) -> &[u8] {
+        self.decoder.as_ref().map_or(&[], WalStreamDecoder::record)
+    }
+
+    /// What comes next; `None` at the end of the WAL.
     pub fn next(&mut self) -> Result<Option<Next>> {
         loop {
             if let Some(decoder) = &mut self.decoder {
-                match decoder.next_record() {
-                    Ok(Some((end, record))) => {
+                match decoder.seek_record() {
+                    Ok(Some(end)) => {
                         self.first_record.get_or_insert(decoder.record_start());
                         self.end = end;
-                        return Ok(Some(Next::Record { end, record }));
+                        return Ok(Some(Next::Record { end }));
                     }
                     Ok(None) => {}
                     Err(error) => return self.end_at(error),
                 }
             }
-            let Some(segment) = self.source.next()? else {
+            let Some(piece) = self.source.next()? else {
                 return Ok(None);
             };
-            if self.decoder.is_some() && !segment.adjoins {
+            if self.decoder.is_some() && !piece.adjoins {
                 self.decoder = None;
                 self.gaps += 1;
-                self.begin(&segment);
+                self.begin(&piece);
                 return Ok(Some(Next::Gap));
             }
             match &mut self.decoder {
-                Some(decoder) => decoder.feed_bytes(segment.bytes),
-                None => self.begin(&segment),
+                Some(decoder) => decoder.feed_bytes(piece.bytes),
+                None => self.begin(&piece),
             }
         }
     }
 
-    /// Starts reading in this segment, if a record starts there.
-    fn begin(&mut self, segment: &Segment) {
+    /// Starts reading in this piece, if a record starts there.
+    fn begin(&mut self, piece: &Piece) {
         let size = self.source.segment_size();
-        let start = match self.start.take() {
-            Some(start) => Some(start),
-            None => first_record_in(segment),
+        let end = Lsn(piece.start.0 + piece.bytes.len() as u64);
+        let start = match self.start {
+            Some(start) => Some(start).filter(|start| *start < end),
+            None => first_record_in(piece, size),
         };
         if let Some(start) = start {
+            self.start = None;
             let mut decoder = WalStreamDecoder::with_segment_size(start, size);
-            let skipped = (start.0 - segment.start.0) as usize;
-            decoder.feed_bytes(segment.bytes.slice(skipped.min(segment.bytes.len())..));
+            let skipped = start.0.saturating_sub(piece.start.0) as usize;
+            decoder.feed_bytes(piece.bytes.slice(skipped..));
             self.decoder = Some(decoder);
         }
     }
 
     /// Behind the last record of a live WAL directory come zeros or a segment's former content.
     fn end_at(&mut self, error: postgres_ffi::v15::stream::StreamError) -> Result<Option<Next>> {
-        while let Some(segment) = self.source.next()? {
-            let header = PageHeader::decode(&segment.bytes).ok();
-            if header.is_some_and(|header| header.check(segment.start, self.source.segment_size()).is_ok()) {
+        let size = self.source.segment_size();
+        while let Some(piece) = self.source.next()? {
+            let header = PageHeader::decode(&piece.bytes).ok();
+            let begins_segment = piece.start.0.is_multiple_of(size as u64);
+            if begins_segment && header.is_some_and(|header| header.check(piece.start, size).is_ok()) {
                 return Err(error).context(format!("WAL is broken behind {}, and goes on", self.end));
             }
         }
@@ -259,14 +305,14 @@ impl WalRecords {
     }
 }
 
-/// Where the first record starts that begins in this segment: behind the rest of one from before.
-fn first_record_in(segment: &Segment) -> Option<Lsn> {
-    let header = PageHeader::decode(&segment.bytes).ok()?;
+/// Where the first record starts that begins in this piece: behind the rest of one from before.
+fn first_record_in(piece: &Piece, segment_size: usize) -> Option<Lsn> {
+    let header = PageHeader::decode(&piece.bytes).ok()?;
     if !header.is_contrecord() {
-        return Some(segment.start);
+        return Some(piece.start);
     }
     let mut left = header.rem_len as usize;
-    let mut at = LONG_HEADER_LEN;
+    let mut at = header_len(piece.start, segment_size);
     loop {
         let in_page = BLCKSZ - at % BLCKSZ;
         if left <= in_page {
@@ -275,9 +321,9 @@ fn first_record_in(segment: &Segment) -> Option<Lsn> {
         }
         left -= in_page;
         at += in_page + SHORT_HEADER_LEN;
-        if at >= segment.bytes.len() {
+        if at >= piece.bytes.len() {
             return None;
         }
     }
-    (at < segment.bytes.len()).then(|| Lsn(segment.start.0 + at as u64))
+    (at < piece.bytes.len()).then(|| Lsn(piece.start.0 + at as u64))
 }

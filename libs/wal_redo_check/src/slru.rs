@@ -55,7 +55,7 @@ impl Slrus {
     }
 
     /// Replays what a record says of transactions and multixacts.
-    pub fn record(&mut self, end: Lsn, record: &RecordRef<'_>, raw: &Bytes) -> Result<()> {
+    pub fn record(&mut self, end: Lsn, record: &RecordRef<'_>, raw: &[u8]) -> Result<()> {
         let main = record.main_data;
         match (record.header.rmid, record.rmgr_info()) {
             (RM_CLOG_ID, CLOG_ZEROPAGE) => self.zero(SlruKind::Clog, zero_page(main)?),
@@ -95,7 +95,7 @@ impl Slrus {
         Ok(())
     }
 
-    fn create_multixact(&mut self, end: Lsn, created: &MultiXactCreate, raw: &Bytes) -> Result<()> {
+    fn create_multixact(&mut self, end: Lsn, created: &MultiXactCreate, raw: &[u8]) -> Result<()> {
         // Number 0 is no multixact: the one after the highest is 1.
         let next = created.multi.wrapping_add(1).max(1);
         let mut pages = vec![
@@ -106,7 +106,7 @@ impl Slrus {
         for page in pages {
             let change = WalRecord::Postgres {
                 will_init: false,
-                record: raw.clone(),
+                record: Bytes::copy_from_slice(raw),
             };
             self.apply(SlruKind::MultiXactOffsets, page, end, change)?;
         }
@@ -129,11 +129,12 @@ impl Slrus {
     }
 
     fn end_transaction(&mut self, end: Lsn, xid: u32, xact: &XactEnd) -> Result<()> {
-        let mut by_page: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for xid in xact.subxacts.iter().copied().chain([xid]).filter(|xid| *xid != 0) {
-            by_page.entry(xid / CLOG_XACTS_PER_PAGE).or_default().push(xid);
-        }
-        for (page, xids) in by_page {
+        let mut xids = xact.subxacts.clone();
+        xids.extend(Some(xid).filter(|xid| *xid != 0));
+        // Those of one page mostly stand together; in which order they are set does not matter.
+        for xids in xids.chunk_by(|a, b| a / CLOG_XACTS_PER_PAGE == b / CLOG_XACTS_PER_PAGE) {
+            let page = xids[0] / CLOG_XACTS_PER_PAGE;
+            let xids = xids.to_vec();
             let change = match xact.outcome {
                 Outcome::Committed => WalRecord::ClogSetCommitted {
                     xids,

@@ -5,17 +5,56 @@ use std::io;
 use std::path::PathBuf;
 
 use postgres_ffi::v15::image;
-use postgres_ffi::v15::record_ref::{BlockRef, RecordRef};
+use postgres_ffi::v15::record_ref::{BlockRef, ImageRef, RecordRef};
+use smallvec::SmallVec;
 use utils::lsn::Lsn;
 use wal_redo::page::Page;
 use wal_redo::{PAGE_SIZE, PageBuf, PageTag, apply_to_blocks, visibility};
 
 use crate::Options;
+use crate::crew::FileChange;
 use crate::mask::{Kind, mask};
 use crate::pages::{DataDir, Pages};
 use crate::report::{Compared, Difference, Report};
-use crate::route::{Batch, Work};
 use crate::samples::Samples;
+
+/// One block of a record to be replayed.
+pub struct Replay<'r, 'w> {
+    /// End of the record.
+    pub end: Lsn,
+    /// The record as in the WAL, with all images.
+    pub raw: &'r [u8],
+    /// The record without the images that are there for comparing only.
+    pub record: &'r RecordRef<'w>,
+    pub block: &'r BlockRef<'w>,
+    /// What the block's page has to be afterwards.
+    pub image: Option<ImageRef<'w>>,
+}
+
+/// Images for comparing, taken out of a record: redo gets to see none that it need not restore.
+#[derive(Default)]
+pub struct CheckImages<'a>(SmallVec<[Option<ImageRef<'a>>; 2]>);
+
+impl<'a> CheckImages<'a> {
+    /// Leaves the record without them.
+    #[inline]
+    pub fn take_from(record: &mut RecordRef<'a>) -> Self {
+        if record.blocks.iter().all(|block| block.image.is_none()) {
+            return CheckImages::default();
+        }
+        let blocks = record.blocks.iter_mut();
+        CheckImages(
+            blocks
+                .map(|block| block.image.take_if(|image| !image.apply))
+                .collect(),
+        )
+    }
+
+    /// That of one of the record's blocks, by its place among them.
+    pub fn of(&self, block: usize) -> Option<ImageRef<'a>> {
+        self.0.get(block).copied().flatten()
+    }
+}
 
 pub struct Worker {
     pages: Pages,
@@ -26,7 +65,6 @@ pub struct Worker {
     /// takes all of such a page for the unused space between the page's pointers.
     emptied_maps: HashSet<PageTag>,
     report: Report,
-    failure: Option<io::Error>,
     samples: Option<Samples>,
 }
 
@@ -38,31 +76,14 @@ impl Worker {
             only,
             emptied_maps: HashSet::new(),
             report: Report::default(),
-            failure: None,
             samples: options.samples.as_ref().map(|_| Samples::default()),
         }
     }
 
-    /// Does a batch of work.
-    pub fn work(&mut self, batch: &Batch) {
-        for work in &batch.work {
-            if self.failure.is_some() {
-                return;
-            }
-            if let Err(error) = self.one(work, batch) {
-                self.failure = Some(error);
-            }
-        }
-    }
-
-    fn one(&mut self, work: &Work, batch: &Batch) -> io::Result<()> {
-        match *work {
-            Work::Replay {
-                end,
-                ref record,
-                block,
-            } => self.replay(end, batch.record(record), block)?,
-            Work::ClearVisibility {
+    /// Changes pages other than as a block of a record.
+    pub fn change_files(&mut self, change: FileChange) -> io::Result<()> {
+        match change {
+            FileChange::ClearVisibility {
                 tag,
                 heap_block,
                 flags,
@@ -71,83 +92,72 @@ impl Worker {
                     visibility::clear(&mut Page::new(page), heap_block, flags);
                 }
             }
-            Work::TruncateVisibility { tag, heap_blocks } => {
+            FileChange::TruncateVisibility { tag, heap_blocks } => {
                 if let Some(page) = self.pages.get(&tag)? {
                     visibility::truncate(&mut Page::new(page), heap_blocks);
                 }
             }
-            Work::Truncate {
+            FileChange::Truncate {
                 relation,
                 forknum,
                 blocks,
             } => self.pages.truncate(relation, forknum, blocks),
-            Work::DropRelation(relation) => self.pages.drop_relation(relation),
-            Work::DropDatabase { spcnode, dbnode } => self.pages.drop_database(spcnode, dbnode),
-            Work::CopyDatabase { from, to } => self.pages.copy_database(from, to),
-            Work::ForgetAll => self.pages.forget_all(),
+            FileChange::DropRelation(relation) => self.pages.drop_relation(relation),
+            FileChange::DropDatabase { spcnode, dbnode } => self.pages.drop_database(spcnode, dbnode),
+            FileChange::CopyDatabase { from, to } => self.pages.copy_database(from, to)?,
+            FileChange::ForgetAll => self.pages.forget_all(),
         }
         Ok(())
     }
 
-    fn replay(&mut self, end: Lsn, raw: &[u8], id: u8) -> io::Result<()> {
-        let mut record = RecordRef::parse(raw).expect("the router has parsed it");
-        // The image for comparing leaves the record here: redo gets to see no image that it need not restore.
-        let mut checked = None;
-        for block in &mut record.blocks {
-            if let Some(image) = block.image.take_if(|image| !image.apply)
-                && block.id == id
-            {
-                checked = Some(image);
-            }
-        }
-        let block = *record.block(id).expect("the router has found it");
-        let tag = PageTag::from(&block);
-        let image = match checked.map(|image| restored(&image)).transpose() {
+    /// Replays one block of a record and compares it with its image, if there is one.
+    pub fn replay(&mut self, replay: &Replay<'_, '_>) -> io::Result<()> {
+        let Replay {
+            end, record, block, ..
+        } = *replay;
+        let tag = PageTag::from(block);
+        let image = match replay.image.map(|image| restored(&image)).transpose() {
             Ok(image) => image,
             Err(error) => {
-                self.report.failed(&record, end, tag, error.to_string());
+                self.report.failed(record, end, tag, error.to_string());
                 return Ok(());
             }
         };
         let before = match &self.samples {
-            Some(samples) if samples.wants(&record, id) => {
+            Some(samples) if samples.wants(record, block.id) => {
                 let page = self.pages.get(&tag)?;
                 Some(page.map_or_else(|| Box::new([0; PAGE_SIZE]), |page| Box::new(*page)))
             }
             _ => None,
         };
-        if !self.redo(&record, &block, end, image.as_deref())? {
+        if !self.redo(replay, tag, image.as_deref())? {
             return Ok(());
         }
         if let Some(image) = image {
-            let equal = self.compare(&record, &block, end, &image)?;
+            let equal = self.compare(record, block, end, &image)?;
             if let (true, Some(before), Some(samples)) = (equal, before, &mut self.samples)
                 && let Some(after) = self.pages.get(&tag)?
             {
                 samples
-                    .keep(raw, id, end, &before, after)
+                    .keep(replay.raw, block.id, end, &before, after)
                     .map_err(io::Error::other)?;
             }
         } else if let Some(image) = &block.image {
             if tag.forknum == visibility::FORKNUM && image.hole_length > 0 {
                 self.emptied_maps.insert(tag);
             }
-            self.report.count_block(&record, Compared::Restored);
+            self.report.count_block(record, Compared::Restored);
         } else {
-            self.report.count_block(&record, Compared::NoImage);
+            self.report.count_block(record, Compared::NoImage);
         }
         Ok(())
     }
 
     /// Replays the block, or starts its page from its image if nothing is known of it. Gives whether it was replayed.
-    fn redo(
-        &mut self,
-        record: &RecordRef<'_>,
-        block: &BlockRef<'_>,
-        end: Lsn,
-        image: Option<&PageBuf>,
-    ) -> io::Result<bool> {
-        let tag = PageTag::from(block);
+    fn redo(&mut self, replay: &Replay<'_, '_>, tag: PageTag, image: Option<&PageBuf>) -> io::Result<bool> {
+        let Replay {
+            end, record, block, ..
+        } = *replay;
         let from_nothing = block.will_init || block.image.is_some() || tag.forknum == visibility::FORKNUM;
         let page = if from_nothing {
             Some(self.pages.get_or_zeros(&tag)?)
@@ -156,7 +166,7 @@ impl Worker {
         };
         let Some(page) = page else {
             if let Some(image) = image {
-                self.start_from(tag, image, end);
+                self.start_from(tag, image, end)?;
             }
             self.report.count_block(record, Compared::Started);
             return Ok(false);
@@ -164,7 +174,7 @@ impl Worker {
         if let Err(error) = apply_to_blocks(record, end, [(block.id, page)]) {
             self.report.failed(record, end, tag, error.to_string());
             match image {
-                Some(image) => self.start_from(tag, image, end),
+                Some(image) => self.start_from(tag, image, end)?,
                 None => self.pages.remove(&tag),
             }
             return Ok(false);
@@ -174,13 +184,13 @@ impl Worker {
 
     /// Takes the image for the page. Its LSN is that of the change before, as it was made before the record's
     /// place was known.
-    fn start_from(&mut self, tag: PageTag, image: &PageBuf, end: Lsn) {
+    fn start_from(&mut self, tag: PageTag, image: &PageBuf, end: Lsn) -> io::Result<()> {
         let mut page = *image;
         let mut changed = Page::new(&mut page);
         if !changed.is_new() {
             changed.set_lsn(end);
         }
-        self.pages.put(tag, &page);
+        self.pages.put(tag, &page)
     }
 
     /// Compares the page with its image; gives whether it is equal.
@@ -213,7 +223,7 @@ impl Worker {
             }
             Some(difference) => {
                 self.report.differs(record, end, tag, difference);
-                self.start_from(tag, image, end);
+                self.start_from(tag, image, end)?;
                 Ok(false)
             }
         }
@@ -223,9 +233,6 @@ impl Worker {
     pub fn finish(self) -> io::Result<(Report, Samples)> {
         let samples = self.samples.unwrap_or_default();
         let mut report = self.report;
-        if let Some(error) = self.failure {
-            return Err(error);
-        }
         let Some(root) = self.compare else {
             return Ok((report, samples));
         };
@@ -258,7 +265,7 @@ impl Worker {
     }
 }
 
-fn restored(image: &postgres_ffi::v15::record_ref::ImageRef<'_>) -> Result<Box<PageBuf>, image::ImageError> {
+fn restored(image: &ImageRef<'_>) -> Result<Box<PageBuf>, image::ImageError> {
     let mut page = Box::new([0; PAGE_SIZE]);
     image::restore_ref(image, &mut page)?;
     Ok(page)

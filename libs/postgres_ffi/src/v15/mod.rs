@@ -5,7 +5,6 @@ pub mod checkpoint;
 pub mod control_file;
 pub mod decode;
 pub mod encode;
-pub mod heap;
 pub mod image;
 pub mod page;
 pub mod record;

@@ -68,10 +68,30 @@ pub struct RecordRef<'a> {
 }
 
 impl<'a> RecordRef<'a> {
+    /// A record without anything, for [`Self::read`].
+    #[inline]
+    pub fn empty() -> Self {
+        RecordRef {
+            header: RecordHeader::default(),
+            blocks: SmallVec::new(),
+            main_data: &[],
+            origin_id: 0,
+            toplevel_xid: None,
+        }
+    }
+
     /// Takes a whole record apart (header and data as in the WAL, page headers removed). Does not check
     /// the CRC.
     #[inline]
     pub fn parse(record: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut parsed = Self::empty();
+        parsed.read(record)?;
+        Ok(parsed)
+    }
+
+    /// Takes a whole record apart as [`Self::parse`] does, in place: a parsed record is some hundreds of bytes, and
+    /// moving them costs a good part of what reading them does. After an error the content is unspecified.
+    pub fn read(&mut self, record: &'a [u8]) -> Result<(), DecodeError> {
         let header = RecordHeader::decode(record)?;
         if header.total_len as usize != record.len() {
             return Err(DecodeError::Length {
@@ -79,15 +99,11 @@ impl<'a> RecordRef<'a> {
                 got: record.len(),
             });
         }
-        let mut parsed = RecordRef {
-            header,
-            blocks: SmallVec::new(),
-            main_data: &[],
-            origin_id: 0,
-            toplevel_xid: None,
-        };
+        self.header = header;
+        self.blocks.clear();
+        (self.main_data, self.origin_id, self.toplevel_xid) = (&[], 0, None);
         let mut input = Cursor::new(&record[RecordHeader::LEN..]);
-        let payload_len = parsed.read_headers(&mut input)?;
+        let payload_len = self.read_headers(&mut input)?;
         if payload_len != input.left() {
             return Err(DecodeError::Payload {
                 stated: payload_len,
@@ -95,14 +111,14 @@ impl<'a> RecordRef<'a> {
             });
         }
         // The byte strings have their lengths already; now they move to their places.
-        for block in &mut parsed.blocks {
+        for block in &mut self.blocks {
             if let Some(image) = &mut block.image {
                 image.data = input.bytes(image.data.len())?;
             }
             block.data = input.bytes(block.data.len())?;
         }
-        parsed.main_data = input.bytes(parsed.main_data.len())?;
-        Ok(parsed)
+        self.main_data = input.bytes(self.main_data.len())?;
+        Ok(())
     }
 
     /// The reference with this id.

@@ -5,7 +5,7 @@ use postgres_ffi::v15::rmgr::{RM_HEAP_ID, XLOG_HEAP_INIT_PAGE, XLOG_HEAP_INSERT}
 use super::*;
 use crate::page::HEADER_LEN;
 
-const REL: RelTag = RelTag {
+pub(crate) const REL: RelTag = RelTag {
     spcnode: 1663,
     dbnode: 5,
     relnode: 16384,
