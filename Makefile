@@ -11,8 +11,11 @@ BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
 
 SEEDS ?= 100000
 FIRST_SEED ?= 1
+# For each fuzz target.
+FUZZ_SECONDS ?= 180
 
 .PHONY: simulate test-simulator test-s3 help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
+.PHONY: oracle oracle-all fuzz-redo bench-redo nightly-regress
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -20,6 +23,8 @@ help:
 	@echo "make lint         format, clippy, licences"
 	@echo "make nightly      the long tests"
 	@echo "make bench        the benchmarks"
+	@echo "make oracle       WAL redo compared with PostgreSQL over its regression suite; oracle-all: all suites and settings"
+	@echo "make bench-redo   WAL redo beside PostgreSQL's"
 	@echo "make simulate     the consensus protocol under faults: SEEDS=n FIRST_SEED=k"
 
 setup:
@@ -48,7 +53,7 @@ quickstart: release extension
 simulate: setup
 	cargo run -p simulator --bin simulate -- --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
-test: test-rust test-simulator test-regress
+test: test-rust test-simulator test-regress oracle
 
 # The protocol under faults, and the proof that breaking any of its rules would be seen.
 test-simulator: setup
@@ -69,12 +74,39 @@ test-s3: setup-tests
 test-regress: build extension test-extension setup-tests
 	$(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
 
+# WAL of PostgreSQL's regression suite, replayed beside the server that writes it; every page compared.
+ORACLE := libs/wal_redo_check/oracle
+oracle: setup
+	cargo build $(BINARIES) -p wal_redo_check --features pageserver/testing,safekeeper/testing
+	source=$$(scripts/pg_test_source.sh) && $(ORACLE)/run.py --pg-test-source "$$source" \
+		--checker target/debug/wal_redo_check --profile no_full_page_writes --workload regress
+
+# All suites and workloads in all settings; every kind of record must have occurred.
+oracle-all: setup
+	cargo build --release -p wal_redo_check
+	source=$$(scripts/pg_test_source.sh) && $(ORACLE)/run.py --pg-test-source "$$source" --require-all
+
+# Damaged records and pages, with a nightly compiler; CI has a property test with the same samples.
+fuzz-redo: setup
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	for target in decode redo; do \
+		cargo +nightly fuzz run --fuzz-dir libs/wal_redo/fuzz --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
+# One page's speed, and replay beside PostgreSQL's own recovery of the same WAL.
+bench-redo: setup
+	cargo bench -p wal_redo
+	cargo build --release -p wal_redo_check
+	$(ORACLE)/throughput.py
+
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/check_licences.py
 
-nightly: build extension test-extension setup-tests
+nightly: nightly-regress oracle-all fuzz-redo
+
+nightly-regress: build extension test-extension setup-tests
 	NEON_NIGHTLY=1 $(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
 
 bench: release extension setup-tests

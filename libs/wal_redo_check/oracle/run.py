@@ -8,7 +8,9 @@ written, deletes what it has checked, and at the end compares all pages with the
 Workloads: PostgreSQL's own regression and isolation suites (from the source package; failing tests do not
 matter here, only their WAL does) and our own for what the suites do not reach (workloads/*.sql, pgbench).
 
-    run.py --pg-source DIR [--profile NAME ...] [--workload NAME ...] [--checker BIN] [--work DIR]
+    run.py --pg-test-source DIR [--profile NAME ...] [--workload NAME ...] [--checker BIN] [--work DIR]
+
+DIR is what scripts/pg_test_source.sh makes and prints.
 
 The last line of output is "ok" or "FAILED"; the exit status says the same. Record kinds not exercised
 by any run and not listed in expected_absent.txt make the whole run fail (with --require-all).
@@ -183,19 +185,15 @@ class Checker:
         return json.loads(self.output["out"])
 
 
-def build_test_libraries(source: pathlib.Path, target: pathlib.Path, include: str):
-    """Compiles the C functions that the regression suite loads."""
-    target.mkdir()
-    for part in ("src/test/regress/regress.c", "contrib/spi/autoinc.c", "contrib/spi/refint.c"):
-        c_file = source / part
-        library = target / f"{c_file.stem}.so"
-        subprocess.run(
-            ["gcc", "-shared", "-fPIC", "-O1", "-w", f"-I{include}", "-o", library, c_file], check=True
-        )
+def copy_test_source(folder: pathlib.Path, target: pathlib.Path):
+    """Copies what the suites need to where the server's account can read it."""
+    for part in ("src/test/regress", "src/test/isolation"):
+        shutil.copytree(folder / "source" / part, target / part)
+    shutil.copytree(folder / "lib", target / "lib")
 
 
-def run_suite(server: Server, suite: str, source: pathlib.Path, libraries: pathlib.Path, pgxs: pathlib.Path):
-    """Runs one of PostgreSQL's suites; gives its summary line."""
+def run_suite(server: Server, suite: str, source: pathlib.Path, pgxs: pathlib.Path):
+    """Runs one of PostgreSQL's suites from a copied test source; gives its summary line."""
     name, schedule, inputdir = {
         "regress": ("regress/pg_regress", "parallel_schedule", "src/test/regress"),
         "isolation": ("isolation/pg_isolation_regress", "isolation_schedule", "src/test/isolation"),
@@ -213,7 +211,7 @@ def run_suite(server: Server, suite: str, source: pathlib.Path, libraries: pathl
         "--bindir",
         server.bindir,
         "--dlpath",
-        libraries,
+        source / "lib",
         "--host",
         server.sockets,
         "--port",
@@ -265,7 +263,7 @@ def own_workloads() -> list[str]:
     return sorted(names) + ["pgbench"]
 
 
-def run_profile(args, profile: str, libraries: pathlib.Path) -> dict:
+def run_profile(args, profile: str, source: pathlib.Path) -> dict:
     """One cluster from initdb to the report."""
     work = pathlib.Path(tempfile.mkdtemp(prefix=f"{profile}_", dir=args.work))
     os.chmod(work, 0o755)
@@ -276,7 +274,7 @@ def run_profile(args, profile: str, libraries: pathlib.Path) -> dict:
         try:
             for workload in args.workload:
                 if workload in SUITES:
-                    summary = run_suite(server, workload, args.pg_source, libraries, args.pgxs)
+                    summary = run_suite(server, workload, source, args.pgxs)
                 else:
                     summary = run_workload(server, workload)
                 print(f"{profile} {workload}: {summary}", flush=True)
@@ -302,7 +300,7 @@ def expected_absent() -> set[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pg-source", type=pathlib.Path, help="unpacked source of PostgreSQL, for its suites")
+    parser.add_argument("--pg-test-source", type=pathlib.Path, help="PostgreSQL's suites, see scripts/pg_test_source.sh")
     parser.add_argument("--profile", action="append", choices=PROFILES, help="default: all")
     parser.add_argument("--workload", action="append", help="regress, isolation, pgbench or a file in workloads/")
     parser.add_argument("--checker", type=pathlib.Path, default="target/release/wal_redo_check")
@@ -316,18 +314,15 @@ def main() -> int:
     args.pgxs = args.bindir.parent / "lib/pgxs"
     args.profile = args.profile or list(PROFILES)
     args.workload = args.workload or SUITES + own_workloads()
-    if args.pg_source is None and set(args.workload) & set(SUITES):
-        parser.error("--pg-source is needed for PostgreSQL's suites")
-    include = subprocess.run(
-        ["pg_config", "--includedir-server"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    if args.pg_test_source is None and set(args.workload) & set(SUITES):
+        parser.error("--pg-test-source is needed for PostgreSQL's suites")
 
-    with tempfile.TemporaryDirectory(prefix="redo_libraries", dir=args.work) as scratch:
-        os.chmod(scratch, 0o755)
-        libraries = pathlib.Path(scratch) / "lib"
-        if args.pg_source:
-            build_test_libraries(args.pg_source, libraries, include)
-        reports = {profile: run_profile(args, profile, libraries) for profile in args.profile}
+    with tempfile.TemporaryDirectory(prefix="redo_source", dir=args.work) as source:
+        os.chmod(source, 0o755)
+        source = pathlib.Path(source)
+        if args.pg_test_source:
+            copy_test_source(args.pg_test_source, source)
+        reports = {profile: run_profile(args, profile, source) for profile in args.profile}
     if args.json:
         args.json.write_text(json.dumps(reports))
     absent = set.intersection(*(set(report["not_exercised"]) for report in reports.values()))
