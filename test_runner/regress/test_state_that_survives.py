@@ -1,11 +1,16 @@
 """What is in files of the data directory, and yet outlives a compute: statistics, replication slots, replication origins."""
 
+import time
+
 import pytest
 
+from fixtures import lsn
 from fixtures.neon_env import Endpoint, NeonEnv, NeonEnvBuilder
 from fixtures.ports import PortDistributor
 from fixtures.processes import wait_until
 from fixtures.stock import StockServer
+
+SEGMENT = 16 << 20
 
 
 @pytest.fixture
@@ -114,6 +119,28 @@ def test_slot_is_decoded_from_where_its_reader_was(publisher: Endpoint):
         "table public.t: INSERT: a[integer]:3 b[text]:'x'",
         "table public.t: INSERT: a[integer]:4 b[text]:'y'",
     ]
+
+
+def test_safekeepers_keep_the_wal_that_a_slot_needs(publisher: Endpoint):
+    env = publisher.env
+    publisher.sql("SELECT pg_create_logical_replication_slot('s', 'test_decoding')", "CREATE TABLE t (a int)")
+    needed = lsn.parse(publisher.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 's'")) // SEGMENT
+
+    def removable() -> list[int]:
+        """Up to which segment each safekeeper is told that the others have the WAL."""
+        states = [node.http().timeline(env.tenant, env.timelines["main"]) for node in env.safekeepers]
+        return [lsn.parse(state["peer_horizon_lsn"]) // SEGMENT for state in states]
+
+    # A new slot is noticed within a second.
+    time.sleep(2)
+
+    for a in range(3):
+        publisher.sql(f"INSERT INTO t VALUES ({a})", "SELECT pg_switch_wal()")
+        time.sleep(1)
+        assert max(removable()) <= needed
+        publisher.restart()
+    publisher.sql("SELECT pg_drop_replication_slot('s')", "INSERT INTO t VALUES (7)")
+    wait_until(lambda: publisher.sql("INSERT INTO t VALUES (8)") == [] and min(removable()) > needed, "WAL is let go")
 
 
 def test_dropped_slot_stays_dropped_and_a_branch_has_none(publisher: Endpoint):

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use pq_proto::replication::ReplicationMessage;
-use safekeeper_api::protocol::AcceptorMessage;
+use safekeeper_api::protocol::{AcceptorMessage, ProposerMessage};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 use utils::lsn::Lsn;
@@ -21,6 +21,7 @@ use crate::local::{Local, LocalEvent};
 use crate::output::Output;
 use crate::past_terms::PastTermsFile;
 use crate::settings::Settings;
+use crate::slot_wal::HeldWal;
 
 /// Name that makes a safekeeper stream beyond the commit LSN, for recovery.
 const RECOVERY_APPLICATION_NAME: &str = "wal_proposer_recovery";
@@ -50,6 +51,8 @@ pub struct Streaming {
     pub past: PastTermsFile,
     /// Where the extension is told.
     pub output: Output,
+    /// What safekeepers must not remove yet.
+    pub held: HeldWal,
 }
 
 /// WAL on its way from a donor.
@@ -153,6 +156,9 @@ impl Driver {
         while self.ticks.poll_tick(context).is_ready() {
             progress = true;
             self.step(Event::Tick)?;
+            if let Some(streaming) = &mut self.streaming {
+                streaming.held.refresh()?;
+            }
             if self.stop_at.is_some_and(|at| at <= Instant::now()) {
                 info!("stopping although the last WAL is not on a quorum");
                 self.exit = Some(Exit::Asked);
@@ -336,7 +342,14 @@ impl Driver {
                 self.safekeepers[sk.0] = Link::Closed;
                 self.complain(sk, &reason);
             }
-            Action::Send(sk, message) => {
+            Action::Send(sk, mut message) => {
+                if let ProposerMessage::Append(append) = &mut message {
+                    // Who only synchronises does not know the slots, and lets nothing be removed.
+                    append.truncate_lsn = match &self.streaming {
+                        Some(streaming) => streaming.held.limit(append.truncate_lsn),
+                        None => Lsn::INVALID,
+                    };
+                }
                 let weight = Proposer::message_len(&message);
                 self.safekeepers[sk.0].put(weight, |out| message.encode(out));
             }

@@ -14,7 +14,7 @@ use compute_walproposer::local::Local;
 use compute_walproposer::output::Output;
 use compute_walproposer::past_terms::PastTermsFile;
 use compute_walproposer::settings::Settings;
-use compute_walproposer::slot_wal;
+use compute_walproposer::slot_wal::{self, HeldWal};
 use rand::RngExt;
 use safekeeper_api::protocol::{ProposerGreeting, ProposerId};
 use tracing::{error, info, warn};
@@ -121,6 +121,7 @@ async fn stream(args: &Args) -> Result<ExitCode> {
         local: Local::prepare(connect, system_id).await?,
         past: PastTermsFile::new(&args.pgdata, start_lsn),
         output: Output::new(),
+        held: HeldWal::new(&args.pgdata)?,
     };
     let driver = Driver::new(settings, config, Some(streaming))?;
     match driver.run(asked_to_stop()).await? {

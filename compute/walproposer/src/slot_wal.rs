@@ -1,4 +1,8 @@
-//! WAL that logical replication slots need: brought into a new data directory before its server starts.
+//! WAL that logical replication slots need: kept by the safekeepers, and brought into a new data directory before its
+//! server starts.
+//!
+//! Safekeepers remove WAL that each of them has, once it is needed nowhere else. How far that is the proposer tells
+//! them, and with [`HeldWal`] not further than the oldest slot. A new slot counts after a second at most.
 //!
 //! A base backup has the WAL from the compute's start on, and nothing older. Logical decoding begins at a slot's
 //! `restart_lsn`, which may lie far back; that WAL is with the safekeepers.
@@ -10,7 +14,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -26,6 +30,9 @@ const SEGMENT: u64 = 16 << 20;
 /// A safekeeper that sends no WAL for this long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// How often a running server's slots are looked at.
+const REFRESH_PERIOD: Duration = Duration::from_secs(1);
+
 /// First word of a slot's state file.
 const STATE_MAGIC: u32 = 0x0105_1CA1;
 /// Where the state file has the slot's database, 0 for a physical slot: behind 16 bytes of checksum, version and length, and the name.
@@ -40,7 +47,11 @@ const STATE_RESTART_LSN: usize = STATE_DATABASE + 16;
 pub fn oldest_needed(pgdata: &Path) -> Result<Option<Lsn>> {
     let slots = pgdata.join("pg_replslot");
     let mut oldest = None;
-    for entry in std::fs::read_dir(&slots).with_context(|| format!("cannot list {}", slots.display()))? {
+    let entries = match std::fs::read_dir(&slots) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("cannot list {}", slots.display()))?,
+    };
+    for entry in entries {
         let path = entry?.path().join("state");
         let state = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -60,6 +71,44 @@ fn restart_lsn(state: &[u8]) -> Result<Option<Lsn>> {
     let lsn = lsn.and_then(|raw| raw.try_into().ok()).context("it ends early")?;
     let lsn = Lsn(u64::from_le_bytes(lsn));
     Ok((word(STATE_DATABASE) != Some(0) && lsn.is_valid()).then_some(lsn))
+}
+
+/// WAL that the slots of a running server hold back.
+#[derive(Debug)]
+pub struct HeldWal {
+    pgdata: PathBuf,
+    oldest: Option<Lsn>,
+    read_at: Instant,
+}
+
+impl HeldWal {
+    /// What slots of the data directory hold back now.
+    ///
+    /// # Errors
+    /// As [`oldest_needed`].
+    pub fn new(pgdata: &Path) -> Result<Self> {
+        Ok(HeldWal {
+            oldest: oldest_needed(pgdata)?,
+            pgdata: pgdata.to_owned(),
+            read_at: Instant::now(),
+        })
+    }
+
+    /// Looks at the slots again if the last time is a while ago.
+    ///
+    /// # Errors
+    /// As [`oldest_needed`].
+    pub fn refresh(&mut self) -> Result<()> {
+        if self.read_at.elapsed() >= REFRESH_PERIOD {
+            *self = HeldWal::new(&self.pgdata)?;
+        }
+        Ok(())
+    }
+
+    /// `lsn`, up to which every safekeeper has the WAL, or less: up to where they may remove it.
+    pub fn limit(&self, lsn: Lsn) -> Lsn {
+        self.oldest.map_or(lsn, |oldest| lsn.min(oldest))
+    }
 }
 
 /// Fetches the WAL that slots need from before `end`, where the base backup's WAL begins.
@@ -207,9 +256,11 @@ mod tests {
     #[test]
     fn the_oldest_logical_slot_counts() {
         let dir = tempfile::tempdir().unwrap();
+        assert_eq!(oldest_needed(dir.path()).unwrap(), None);
         let slots = dir.path().join("pg_replslot");
         std::fs::create_dir(&slots).unwrap();
         assert_eq!(oldest_needed(dir.path()).unwrap(), None);
+        assert_eq!(HeldWal::new(dir.path()).unwrap().limit(Lsn(0x250)), Lsn(0x250));
         for (name, state) in [
             ("a", state(5, 0x300)),
             ("b", state(5, 0x200)),
@@ -220,6 +271,11 @@ mod tests {
             std::fs::write(slots.join(name).join("state"), state).unwrap();
         }
         assert_eq!(oldest_needed(dir.path()).unwrap(), Some(Lsn(0x200)));
+        let held = HeldWal::new(dir.path()).unwrap();
+        assert_eq!(
+            (held.limit(Lsn(0x150)), held.limit(Lsn(0x250))),
+            (Lsn(0x150), Lsn(0x200))
+        );
         std::fs::write(slots.join("a/state"), b"nonsense").unwrap();
         assert!(oldest_needed(dir.path()).is_err());
     }
