@@ -15,7 +15,7 @@ FIRST_SEED ?= 1
 FUZZ_SECONDS ?= 180
 
 .PHONY: simulate test-simulator test-s3 help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
-.PHONY: oracle oracle-all fuzz-redo bench-redo nightly-regress
+.PHONY: oracle oracle-all fuzz-safekeeper fuzz-redo bench-redo nightly-regress
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -93,6 +93,11 @@ fuzz-redo: setup
 		cargo +nightly fuzz run --fuzz-dir libs/wal_redo/fuzz --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 
+# Any bytes for the safekeeper's decoder and acceptor; CI has a test with the same harness.
+fuzz-safekeeper: setup
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	cargo +nightly fuzz run --fuzz-dir safekeeper/fuzz --sanitizer none acceptor -- -max_total_time=$(FUZZ_SECONDS)
+
 # One page's speed, and replay beside PostgreSQL's own recovery of the same WAL.
 bench-redo: setup
 	cargo bench -p wal_redo
@@ -104,7 +109,7 @@ lint: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/check_licences.py
 
-nightly: nightly-regress oracle-all fuzz-redo
+nightly: nightly-regress oracle-all fuzz-redo fuzz-safekeeper
 
 nightly-regress: build extension test-extension setup-tests
 	NEON_NIGHTLY=1 $(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)

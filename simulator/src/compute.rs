@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use postgres_ffi::v15::wal_page::skip_page_header;
-use safekeeper_api::protocol::{ProposerGreeting, ProposerId};
+use safekeeper_api::protocol::{ProposerGreeting, ProposerId, Term};
 use utils::lsn::Lsn;
 use walproposer::{
     Action, Config, Event as ProposerEvent, Fetch, Limits, Mode, PastTerms, Proposer, SkIndex, Stop, Time,
@@ -255,14 +255,21 @@ impl World {
         self.end_run(compute);
         let life = self.computes[compute].life;
         match (life, stop) {
-            (Life::Syncing, Stop::Synced(lsn)) => {
-                self.oracle.on_synced(self.computes[compute].past.campaign, lsn)?;
-                self.computes[compute].life = Life::Starting(lsn);
+            (Life::Syncing, Stop::Synced { lsn, term }) => {
+                self.oracle.on_synced(term, lsn)?;
+                let this = &mut self.computes[compute];
+                this.life = Life::Starting(lsn);
+                // As with the daemon, the server's proposer knows nothing else of the runs before.
+                this.past = PastTerms {
+                    empty_at: if lsn.is_valid() { Term::ZERO } else { term },
+                    ..PastTerms::default()
+                };
                 let at = self.now + self.rng.delay(START_LATENCY);
                 self.schedule(at, Event::BaseBackupDone(compute));
             }
             (Life::Syncing, _) => {
                 let this = &mut self.computes[compute];
+                this.past = PastTerms::default();
                 this.sync_attempts += 1;
                 if this.sync_attempts >= SYNC_ATTEMPTS_MAX {
                     this.life = Life::Dead;

@@ -125,6 +125,8 @@ pub(crate) struct World {
 struct Calm {
     since: Micros,
     compute: usize,
+    /// Whether an older compute was there when this one started: the two may have stopped each other.
+    has_rivals: bool,
 }
 
 /// A timeline may begin anywhere; boundaries of pages and segments are the interesting places.
@@ -296,20 +298,16 @@ impl World {
                 self.kill_compute(compute);
             }
         }
-        self.calm = Some(Calm {
-            since: self.now,
-            compute: self.computes.len(),
-        });
-        self.start_compute();
+        self.start_last_compute(self.now);
         self.schedule(self.now + CALM_WRITES, Event::CheckProgress);
     }
 
-    /// A safekeeper that was not among the quorum may come up with WAL that was never committed. A compute
-    /// that has been told the timeline is empty cannot go on from that: the next one can.
-    fn start_last_compute(&mut self) {
-        let compute = self.computes.len();
-        let calm = self.calm.as_mut().expect("the faults have ended");
-        calm.compute = compute;
+    fn start_last_compute(&mut self, since: Micros) {
+        self.calm = Some(Calm {
+            since,
+            compute: self.computes.len(),
+            has_rivals: self.computes.iter().any(|compute| compute.life != Life::Dead),
+        });
         self.start_compute();
     }
 
@@ -326,12 +324,15 @@ impl World {
         if compute.is_drained() && everywhere {
             return Ok(true);
         }
-        let life = compute.life;
-        if self.now > calm.since + PROGRESS_BOUND {
+        let (life, since, has_rivals) = (compute.life, calm.since, calm.has_rivals);
+        if self.now > since + PROGRESS_BOUND {
             return violation!("no progress: compute {life:?}, committed {end}, everywhere: {everywhere}");
         }
+        if life == Life::Dead && !has_rivals {
+            return violation!("the last compute has stopped, and no other was there");
+        }
         if life == Life::Dead {
-            self.start_last_compute();
+            self.start_last_compute(since);
         }
         self.schedule(self.now + PROGRESS_CHECK, Event::CheckProgress);
         Ok(false)

@@ -12,7 +12,7 @@ use clap::Parser;
 use compute_walproposer::driver::{Driver, Exit, Streaming};
 use compute_walproposer::local::Local;
 use compute_walproposer::output::Output;
-use compute_walproposer::past_terms::PastTermsFile;
+use compute_walproposer::past_terms::{self, PastTermsFile};
 use compute_walproposer::settings::Settings;
 use compute_walproposer::slot_wal::{self, HeldWal};
 use rand::RngExt;
@@ -83,7 +83,10 @@ async fn synchronise(args: &Args) -> Result<ExitCode> {
         let config = config(&settings, Mode::Sync, greeting, PastTerms::default());
         let driver = Driver::new(settings.clone(), config, None)?;
         match driver.run(asked_to_stop()).await? {
-            Exit::Proposer(Stop::Synced(lsn)) => {
+            Exit::Proposer(Stop::Synced { lsn, term }) => {
+                if !lsn.is_valid() {
+                    past_terms::store_empty_at(&args.pgdata, settings.timeline_id, term)?;
+                }
                 println!("{lsn}");
                 return Ok(ExitCode::SUCCESS);
             }
@@ -116,7 +119,9 @@ async fn stream(args: &Args) -> Result<ExitCode> {
     let settings = Settings::load(&args.pgdata)?;
     let past = PastTermsFile::new(&args.pgdata, start_lsn);
     let greeting = greeting(&settings, system_id, pg_version);
-    let config = config(&settings, Mode::Stream { start_lsn }, greeting, past.load()?);
+    let mut terms = past.load()?;
+    terms.empty_at = past_terms::load_empty_at(&args.pgdata, settings.timeline_id)?;
+    let config = config(&settings, Mode::Stream { start_lsn }, greeting, terms);
     let streaming = Streaming {
         local: Local::prepare(connect, system_id).await?,
         past: PastTermsFile::new(&args.pgdata, start_lsn),

@@ -3,16 +3,21 @@
 //! The proposer may be restarted while the server runs on. It must then know which terms were its own:
 //! WAL of another proposer's term means that the server has been replaced. The file counts only for one
 //! run of the server, and is gone after a clean end.
+//!
+//! Another file says in which term the timeline was found empty before the server's base backup was
+//! taken ([`PastTerms::empty_at`]). That stays true for ever. Whoever makes the data directory keeps it.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use safekeeper_api::protocol::Term;
 use utils::crashsafe;
+use utils::id::TimelineId;
 use utils::lsn::Lsn;
 use walproposer::PastTerms;
 
 const FILE_NAME: &str = "walproposer.terms";
+const EMPTY_FILE_NAME: &str = "walproposer.empty";
 
 /// The file, bound to one run of the server.
 #[derive(Debug)]
@@ -57,6 +62,7 @@ impl PastTermsFile {
         Ok(PastTerms {
             campaign: *campaign,
             elected: elected.to_vec(),
+            empty_at: Term::ZERO,
         })
     }
 
@@ -86,6 +92,36 @@ impl PastTermsFile {
     }
 }
 
+/// Keeps the term in which the timeline was found empty.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn store_empty_at(data_dir: &Path, timeline_id: TimelineId, term: Term) -> Result<()> {
+    let path = data_dir.join(EMPTY_FILE_NAME);
+    let temp = crashsafe::with_suffix(&path, ".tmp");
+    let text = format!("{timeline_id} {term}\n");
+    crashsafe::write_atomically(&path, &temp, text.as_bytes())
+        .context("cannot keep the term in which the timeline was empty")
+}
+
+/// The term in which the timeline was found empty, 0 if it was not.
+///
+/// # Errors
+/// The file is there but cannot be read.
+pub fn load_empty_at(data_dir: &Path, timeline_id: TimelineId) -> Result<Term> {
+    let path = data_dir.join(EMPTY_FILE_NAME);
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Term::ZERO),
+        other => other.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let malformed = || format!("{} is malformed", path.display());
+    let (timeline, term) = text.trim_end().split_once(' ').with_context(malformed)?;
+    if timeline != timeline_id.to_string() {
+        return Ok(Term::ZERO);
+    }
+    Ok(Term(term.parse().with_context(malformed)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +136,7 @@ mod tests {
         let past = PastTerms {
             campaign: Term(9),
             elected: vec![Term(4), Term(8)],
+            empty_at: Term::ZERO,
         };
         file.store(&past).unwrap();
         assert_eq!(PastTermsFile::new(dir.path(), Lsn(16)).load().unwrap(), past);
@@ -112,5 +149,17 @@ mod tests {
         file.remove().unwrap();
         file.remove().unwrap();
         assert_eq!(file.load().unwrap(), PastTerms::default());
+    }
+
+    #[test]
+    fn an_empty_timeline_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, other) = (TimelineId::from([1; 16]), TimelineId::from([2; 16]));
+        assert_eq!(load_empty_at(dir.path(), ours).unwrap(), Term::ZERO);
+        store_empty_at(dir.path(), ours, Term(7)).unwrap();
+        assert_eq!(load_empty_at(dir.path(), ours).unwrap(), Term(7));
+        assert_eq!(load_empty_at(dir.path(), other).unwrap(), Term::ZERO);
+        std::fs::write(dir.path().join(EMPTY_FILE_NAME), "nonsense").unwrap();
+        load_empty_at(dir.path(), ours).unwrap_err();
     }
 }

@@ -15,8 +15,9 @@ use crate::pageserver::Pageserver;
 /// PostgreSQL refuses a data directory that others can read.
 const DIR_MODE: u32 = 0o700;
 
-/// What outlives a start: the endpoint's identity, and the log of earlier runs.
-const KEPT: [&str; 2] = ["postgresql.conf", "pg.log"];
+/// What outlives a start: the endpoint's identity, the log of earlier runs, and what `--sync-safekeepers`
+/// tells the proposer of the server to come.
+const KEPT: [&str; 3] = ["postgresql.conf", "pg.log", "walproposer.empty"];
 
 /// Makes the directory, which must not exist; its parents are open to all.
 pub fn create(dir: &Path) -> Result<()> {

@@ -45,13 +45,15 @@ pub enum Mutation {
     FetchFromLongest,
     /// The proposer goes on although the safekeepers have WAL that the local server does not know.
     IgnoreDivergence,
+    /// The proposer takes WAL of any term for none once it was told that the timeline is empty.
+    EmptyForEver,
     /// The proposer does not ask for votes in a term above those it was greeted with.
     ReuseTerm,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 20] = [
+    pub const ALL: [Mutation; 21] = [
         Mutation::VoteWithoutPersist,
         Mutation::VoteTwice,
         Mutation::AcknowledgeBeforeFlush,
@@ -71,6 +73,7 @@ impl Mutation {
         Mutation::ForgetUncommitted,
         Mutation::FetchFromLongest,
         Mutation::IgnoreDivergence,
+        Mutation::EmptyForEver,
         Mutation::ReuseTerm,
     ];
 }

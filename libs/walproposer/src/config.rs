@@ -56,6 +56,9 @@ pub struct PastTerms {
     pub campaign: Term,
     /// The terms that were won, ascending. WAL of these terms is the local server's own.
     pub elected: Vec<Term>,
+    /// The term in which synchronising found the timeline empty; 0 if it did not. A majority had no WAL
+    /// when it voted in that term, so WAL of lower terms was never committed and never will be.
+    pub empty_at: Term,
 }
 
 impl PastTerms {

@@ -129,9 +129,14 @@ pub enum DisconnectReason {
 /// How the run ends.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Stop {
-    /// Not a failure: the safekeepers agree up to this LSN, which is 0 for an empty timeline.
-    #[error("safekeepers agree up to {0}")]
-    Synced(Lsn),
+    /// Not a failure: the safekeepers agree.
+    #[error("safekeepers agree up to {lsn}")]
+    Synced {
+        /// Where their WAL ends; 0 for an empty timeline.
+        lsn: Lsn,
+        /// The term in which they were asked, for [`crate::PastTerms::empty_at`].
+        term: Term,
+    },
     /// Another proposer asked for votes in a higher term. The local server must never again acknowledge.
     #[error("fenced off: {by} has term {newer}, this proposer's term is {own}")]
     Fenced {
@@ -165,7 +170,7 @@ impl Stop {
     pub fn is_final(&self) -> bool {
         match self {
             Stop::Fenced { .. } | Stop::Diverged { .. } => true,
-            Stop::Synced(_) | Stop::LostElection(_) | Stop::Inconsistent(_) => false,
+            Stop::Synced { .. } | Stop::LostElection(_) | Stop::Inconsistent(_) => false,
         }
     }
 }

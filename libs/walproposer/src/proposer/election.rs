@@ -3,6 +3,10 @@
 //! The donor is the voter with the highest (epoch, flush LSN). Its WAL holds everything that any
 //! earlier proposer can have committed: committed WAL is on a quorum, every quorum shares a voter with
 //! this one, and after its vote that safekeeper takes no more WAL of earlier terms.
+//!
+//! By the same reasoning a quorum without any WAL shows that nothing of earlier terms is committed. A
+//! compute that has been told so, and has begun from nothing, may find such WAL on a safekeeper that
+//! was away: it counts as none, and is cut off.
 
 use postgres_ffi::v15::wal_page::skip_page_header;
 use safekeeper_api::mutation::{Mutation, is_active};
@@ -12,7 +16,7 @@ use safekeeper_api::protocol::{
 use utils::lsn::Lsn;
 
 use super::{Phase, Proposer};
-use crate::config::Mode;
+use crate::config::{Mode, PastTerms};
 use crate::event::{Action, DisconnectReason, SkIndex, Stop};
 use crate::peer::Stage;
 use crate::proposer::leader::Leader;
@@ -33,19 +37,26 @@ pub(super) struct Findings {
 }
 
 /// Puts the votes of a quorum together.
-pub(super) fn evaluate<'a>(votes: impl Iterator<Item = &'a VoteResponse> + Clone) -> Findings {
+pub(super) fn evaluate<'a>(
+    votes: impl Iterator<Item = &'a VoteResponse> + Clone,
+    past: &PastTerms,
+) -> Findings {
     let epoch = |vote: &VoteResponse| vote.term_history.epoch_at(vote.flush_lsn);
-    let donor = votes
-        .clone()
-        .max_by_key(|vote| match is_active(Mutation::DonorByLength) {
+    let is_void = |vote: &VoteResponse| match is_active(Mutation::EmptyForEver) {
+        true => past.empty_at > Term::ZERO && !past.elected.contains(&epoch(vote)),
+        false => epoch(vote) < past.empty_at,
+    };
+    let donor = votes.clone().filter(|vote| !is_void(vote)).max_by_key(|vote| {
+        match is_active(Mutation::DonorByLength) {
             true => (Term::ZERO, vote.flush_lsn),
             false => (epoch(vote), vote.flush_lsn),
-        })
-        .expect("a quorum is at least one");
+        }
+    });
+    let end = donor.map_or(Lsn::INVALID, |donor| donor.flush_lsn);
     Findings {
-        end: donor.flush_lsn,
-        epoch: epoch(donor),
-        history: donor.term_history.up_to(donor.flush_lsn),
+        end,
+        epoch: donor.map_or(Term::ZERO, epoch),
+        history: donor.map_or_else(TermHistory::default, |donor| donor.term_history.up_to(end)),
         truncate_lsn: votes
             .clone()
             .map(|vote| vote.truncate_lsn)
@@ -135,8 +146,9 @@ impl Proposer {
     }
 
     fn win(&mut self, term: Term, out: &mut Vec<Action>) {
-        let mut findings = evaluate(self.peers.iter().filter_map(|peer| peer.vote.as_ref()));
-        if let Some(stop) = self.check_findings(&mut findings) {
+        let votes = self.peers.iter().filter_map(|peer| peer.vote.as_ref());
+        let mut findings = evaluate(votes, &self.past);
+        if let Some(stop) = self.check_findings(&mut findings, term) {
             return self.stop(stop, out);
         }
         if findings.truncate_lsn > findings.end {
@@ -170,13 +182,13 @@ impl Proposer {
     }
 
     /// Whether the run can go on with what was found; fills in the start of an empty timeline.
-    fn check_findings(&self, findings: &mut Findings) -> Option<Stop> {
+    fn check_findings(&self, findings: &mut Findings, term: Term) -> Option<Stop> {
         let Findings { end, epoch, .. } = *findings;
         match self.config.mode {
             // That all safekeepers have the WAL up to `end` would not be enough to say so at once: one
             // that is away may have more, which the next election would find. Only WAL of our term on a
             // quorum makes the end final.
-            Mode::Sync => (!end.is_valid()).then_some(Stop::Synced(end)),
+            Mode::Sync => (!end.is_valid()).then_some(Stop::Synced { lsn: end, term }),
             Mode::Stream { start_lsn } if !end.is_valid() => {
                 assert!(start_lsn.is_valid(), "the local server's WAL begins somewhere");
                 findings.end = start_lsn;
@@ -236,7 +248,7 @@ impl Proposer {
         let (Mode::Sync, Phase::Elected(leader)) = (&self.config.mode, &self.phase) else {
             return;
         };
-        let end = leader.epoch_start_lsn;
+        let (end, term) = (leader.epoch_start_lsn, leader.term);
         let connected = |stage: &Stage| !matches!(stage, Stage::Offline { .. } | Stage::Connecting);
         let mut connected = self.peers.iter().filter(|peer| connected(&peer.stage));
         let synced = self
@@ -246,7 +258,7 @@ impl Proposer {
             .count();
         let all = connected.all(|peer| peer.is_streaming() && peer.commit_persisted >= end);
         if all && synced >= self.config.quorum() {
-            self.stop(Stop::Synced(end), out);
+            self.stop(Stop::Synced { lsn: end, term }, out);
         }
     }
 }

@@ -190,6 +190,7 @@ fn terms_are_remembered_before_votes_are_asked_for() {
     let campaign = PastTerms {
         campaign: Term(7),
         elected: vec![],
+        empty_at: Term::ZERO,
     };
     // The greeting to safekeeper 2, then this, then the two requests.
     assert_eq!(run.out[1], Action::Remember(campaign));
@@ -229,6 +230,7 @@ fn what_was_flushed_in_earlier_terms_does_not_count() {
         past: PastTerms {
             campaign: Term(3),
             elected: vec![Term(3)],
+            empty_at: Term::ZERO,
         },
         ..config(stream(), 3)
     });
@@ -270,6 +272,7 @@ fn diverged_wal_is_cut_off() {
         past: PastTerms {
             campaign: Term(5),
             elected: vec![Term(3), Term(5)],
+            empty_at: Term::ZERO,
         },
         ..config(stream(), 3)
     });
@@ -314,6 +317,7 @@ fn a_higher_term_fences() {
     let past = PastTerms {
         campaign: Term(5),
         elected: vec![Term(5)],
+        empty_at: Term::ZERO,
     };
     let mut run = Run::new(Config {
         past,
@@ -364,13 +368,47 @@ fn split_votes_lose_the_election() {
     assert!(run.elected(0).is_some());
 }
 
+fn synced(lsn: Lsn, term: u64) -> Stop {
+    let term = Term(term);
+    Stop::Synced { lsn, term }
+}
+
+#[test]
+fn who_begins_from_nothing_has_the_rest_cut_off() {
+    let end = START + 64;
+    let new = |empty_at| {
+        let mut config = config(stream(), 3);
+        config.past.empty_at = Term(empty_at);
+        Run::new(config)
+    };
+    // The majority was empty in term 2, so WAL of term 1 is not committed.
+    let mut run = new(2);
+    run.greet(0, 2).greet(1, 1);
+    run.vote(0, vote(3, Lsn(0), &[]))
+        .vote(1, vote(3, end, &[(1, START)]));
+    assert_eq!(run.stopped(), None);
+    assert_eq!(run.proposer.epoch_start_lsn(), Some(START));
+    let elected = run.elected(1).unwrap();
+    assert_eq!(elected.start_streaming_at, START);
+    assert_eq!(elected.term_history, history(&[(3, START)]));
+
+    // WAL of term 2 or later may be.
+    for empty_at in [0, 1] {
+        let mut run = new(empty_at);
+        run.greet(0, 2).greet(1, 1);
+        run.vote(0, vote(3, Lsn(0), &[]))
+            .vote(1, vote(3, end, &[(1, START)]));
+        assert!(matches!(run.stopped(), Some(Stop::Diverged { .. })), "{empty_at}");
+    }
+}
+
 #[test]
 fn sync_says_where_the_wal_ends() {
     let end = START + 64;
     let mut run = Run::new(config(Mode::Sync, 3));
     run.greet(0, 0).greet(1, 0);
     run.vote(0, vote(1, Lsn(0), &[])).vote(1, vote(1, Lsn(0), &[]));
-    assert_eq!(run.stopped(), Some(&Stop::Synced(Lsn(0))), "an empty timeline");
+    assert_eq!(run.stopped(), Some(&synced(Lsn(0), 1)), "an empty timeline");
 
     let mut run = Run::new(config(Mode::Sync, 3));
     run.greet(0, 1).greet(1, 1).greet(2, 1);
@@ -382,7 +420,7 @@ fn sync_says_where_the_wal_ends() {
     run.answer(0, 2, end, end).answer(1, 2, end, end);
     assert_eq!(run.stopped(), None, "the third is connected");
     run.step(Event::Disconnected(SkIndex(2)));
-    assert_eq!(run.stopped(), Some(&Stop::Synced(end)));
+    assert_eq!(run.stopped(), Some(&synced(end, 2)));
     assert_eq!(run.commits(), [], "there is no local server");
 }
 
