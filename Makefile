@@ -76,21 +76,23 @@ test-regress: build extension test-extension setup-tests
 
 # WAL of PostgreSQL's regression suite, replayed beside the server that writes it; every page compared.
 ORACLE := libs/wal_redo_check/oracle
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 oracle: setup
 	cargo build $(BINARIES) -p wal_redo_check --features pageserver/testing,safekeeper/testing
 	source=$$(scripts/pg_test_source.sh) && $(ORACLE)/run.py --pg-test-source "$$source" \
-		--checker target/debug/wal_redo_check --profile no_full_page_writes --workload regress
+		--checker $(TARGET_DIR)/debug/wal_redo_check --profile no_full_page_writes --workload regress
 
 # All suites and workloads in all settings; every kind of record must have occurred.
 oracle-all: setup
 	cargo build --release -p wal_redo_check
-	source=$$(scripts/pg_test_source.sh) && $(ORACLE)/run.py --pg-test-source "$$source" --require-all
+	source=$$(scripts/pg_test_source.sh) && $(ORACLE)/run.py --pg-test-source "$$source" \
+		--checker $(TARGET_DIR)/release/wal_redo_check --require-all
 
 # Damaged records and pages, with a nightly compiler; CI has a property test with the same samples.
 fuzz-redo: setup
 	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
-	for target in decode redo; do \
-		cargo +nightly fuzz run --fuzz-dir libs/wal_redo/fuzz --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	cd libs/wal_redo && for target in decode redo; do \
+		cargo +nightly fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 
 # Any bytes for the safekeeper's decoder and acceptor; CI has a test with the same harness.
@@ -102,7 +104,7 @@ fuzz-safekeeper: setup
 bench-redo: setup
 	cargo bench -p wal_redo
 	cargo build --release -p wal_redo_check
-	$(ORACLE)/throughput.py
+	$(ORACLE)/throughput.py --checker $(TARGET_DIR)/release/wal_redo_check
 
 lint: setup
 	cargo fmt --all --check

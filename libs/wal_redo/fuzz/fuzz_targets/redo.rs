@@ -10,6 +10,7 @@ use wal_redo::apply;
 use wal_redo::page::Page;
 
 #[path = "../../tests/sample_file/mod.rs"]
+#[allow(dead_code)] // What comes out of an undamaged sample is the tests' to check.
 mod sample_file;
 
 static SAMPLES: LazyLock<Vec<sample_file::Sample>> = LazyLock::new(sample_file::load);
