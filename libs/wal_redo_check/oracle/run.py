@@ -185,8 +185,11 @@ class Checker:
         return json.loads(self.output["out"])
 
 
-def copy_test_source(folder: pathlib.Path, target: pathlib.Path):
-    """Copies what the suites need to where the server's account can read it."""
+def copy_scripts(folder: pathlib.Path | None, target: pathlib.Path):
+    """Copies our workloads, and what the suites need, to where the server's account can read it."""
+    shutil.copytree(HERE / "workloads", target / "workloads")
+    if folder is None:
+        return
     for part in ("src/test/regress", "src/test/isolation"):
         shutil.copytree(folder / "source" / part, target / part)
     shutil.copytree(folder / "lib", target / "lib")
@@ -230,7 +233,7 @@ def run_suite(server: Server, suite: str, source: pathlib.Path, pgxs: pathlib.Pa
     return lines[-1] if lines else result.stdout[-500:]
 
 
-def run_workload(server: Server, name: str):
+def run_workload(server: Server, name: str, scripts: pathlib.Path):
     """Runs one of our own: a file of SQL in a database of its own, or a pgbench."""
     database = f"own_{name}"
     server.sql("-d", "postgres", "-c", f"CREATE DATABASE {database}")
@@ -240,7 +243,7 @@ def run_workload(server: Server, name: str):
         server.run("pgbench", *target, "-c", "4", "-T", "8", "-n", database)
         return "ran"
     # Sessions of a workload run side by side: name.sql, name.2.sql, ...
-    files = sorted((HERE / "workloads").glob(f"{name}*.sql"))
+    files = sorted(scripts.glob(f"{name}*.sql"))
     failures = []
 
     def session(path):
@@ -276,7 +279,7 @@ def run_profile(args, profile: str, source: pathlib.Path) -> dict:
                 if workload in SUITES:
                     summary = run_suite(server, workload, source, args.pgxs)
                 else:
-                    summary = run_workload(server, workload)
+                    summary = run_workload(server, workload, source / "workloads")
                 print(f"{profile} {workload}: {summary}", flush=True)
         finally:
             server.stop()
@@ -320,8 +323,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="redo_source", dir=args.work) as source:
         os.chmod(source, 0o755)
         source = pathlib.Path(source)
-        if args.pg_test_source:
-            copy_test_source(args.pg_test_source, source)
+        copy_scripts(args.pg_test_source, source)
         reports = {profile: run_profile(args, profile, source) for profile in args.profile}
     if args.json:
         args.json.write_text(json.dumps(reports))
