@@ -23,6 +23,7 @@
 
 #include "cluster_state.h"
 #include "database_commands.h"
+#include "file_cache.h"
 #include "last_written_lsn.h"
 #include "relsize_cache.h"
 
@@ -94,7 +95,10 @@ watch_database_commands(PlannedStmt *planned, const char *query, bool readOnlyTr
 		last_written_lsn_raise_floor(current_insert_lsn());
 	copies_relations = false;
 	if (OidIsValid(database))
+	{
 		relsize_forget_database(database, left_tablespace);
+		file_cache_forget_database(database, left_tablespace);
+	}
 }
 
 void

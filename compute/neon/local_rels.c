@@ -13,10 +13,12 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "catalog/pg_tablespace_d.h"
 #include "common/relpath.h"
+#include "miscadmin.h"
 #include "storage/fd.h"
 #include "storage/md.h"
 #include "storage/reinit.h"
@@ -80,33 +82,92 @@ make_relation_local(SMgrRelation reln)
 	}
 }
 
+/* The first file of a relation's main fork: a number, and nothing else. */
+static bool
+is_main_fork_file(const char *name)
+{
+	return strspn(name, "0123456789") == strlen(name);
+}
+
 /*
- * Removes from one database's directory the relation files that are overlays: those of relations
- * without an init fork. Temporary files have names of another form, and PostgreSQL removes them.
+ * Overlays are the files of relations without an init fork. Temporary relations have names of another form.
+ * `fork` is that of the relation's file, InvalidForkNumber if it is none.
  */
+static bool
+is_overlay_file(const char *directory, const char *name, ForkNumber *fork)
+{
+	int			oid_chars;
+	char		path[MAXPGPATH * 2];
+
+	*fork = InvalidForkNumber;
+	if (!parse_filename_for_nontemp_relation(name, &oid_chars, fork))
+		return false;
+	snprintf(path, sizeof(path), "%s/%.*s_%s", directory, oid_chars, name, forkNames[INIT_FORKNUM]);
+	return access(path, F_OK) != 0;
+}
+
+int64
+local_files_size(const char *directory, ForkNumber skipped)
+{
+	DIR		   *dir = AllocateDir(directory);
+	struct dirent *de;
+	int64		size = 0;
+
+	if (dir == NULL && errno == ENOENT)
+		return 0;
+	while ((de = ReadDir(dir, directory)) != NULL)
+	{
+		char		path[MAXPGPATH * 2];
+		ForkNumber	fork;
+		struct stat st;
+
+		CHECK_FOR_INTERRUPTS();
+		if (is_overlay_file(directory, de->d_name, &fork) ||
+			(fork != InvalidForkNumber && fork == skipped))
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", directory, de->d_name);
+		/* It may be gone by now. */
+		if (stat(path, &st) == 0 && S_ISREG(st.st_mode))
+			size += st.st_size;
+	}
+	FreeDir(dir);
+	return size;
+}
+
+/*
+ * Where a database has relations outside its default tablespace, an empty file is kept for each: DROP
+ * TABLESPACE and ALTER DATABASE must see that there are relations. Only the default one has a PG_VERSION.
+ */
+static bool
+needs_places(const char *directory)
+{
+	char		path[MAXPGPATH * 2];
+
+	snprintf(path, sizeof(path), "%s/PG_VERSION", directory);
+	return strcmp(directory, "global") != 0 && access(path, F_OK) != 0;
+}
+
+/* Removes the overlays in one database's directory. */
 static void
 remove_overlay_files_in(const char *directory)
 {
+	bool		keep_places = needs_places(directory);
 	DIR		   *dir = AllocateDir(directory);
 	struct dirent *de;
 
 	while ((de = ReadDirExtended(dir, directory, LOG)) != NULL)
 	{
-		int			oid_chars;
 		ForkNumber	fork;
 		char		path[MAXPGPATH * 2];
 
-		if (!parse_filename_for_nontemp_relation(de->d_name, &oid_chars, &fork))
-			continue;
-		snprintf(path, sizeof(path), "%s/%.*s_%s", directory, oid_chars, de->d_name,
-				 forkNames[INIT_FORKNUM]);
-		if (access(path, F_OK) == 0)
+		if (!is_overlay_file(directory, de->d_name, &fork))
 			continue;
 		snprintf(path, sizeof(path), "%s/%s", directory, de->d_name);
-		if (unlink(path) != 0)
+		if ((keep_places && is_main_fork_file(de->d_name)) ?
+			truncate(path, 0) != 0 : unlink(path) != 0)
 			ereport(LOG,
 					(errcode_for_file_access(),
-					 errmsg("could not remove file \"%s\": %m", path)));
+					 errmsg("could not remove the contents of file \"%s\": %m", path)));
 	}
 	FreeDir(dir);
 }

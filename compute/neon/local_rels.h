@@ -19,6 +19,12 @@ extern void make_relation_local(SMgrRelation reln);
 /* Does the fork's first file exist? */
 extern bool local_file_exists(RelFileNode node, ForkNumber fork);
 
+/*
+ * Bytes of the files in a database's directory that are not overlays: local relations but for
+ * their forks `skipped`, and what belongs to no relation. 0 if there is no such directory.
+ */
+extern int64 local_files_size(const char *directory, ForkNumber skipped);
+
 /* Removes what an earlier run left of overlay files. For the postmaster, at start and at exit. */
 extern void remove_overlay_files(void);
 

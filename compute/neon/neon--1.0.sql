@@ -21,3 +21,41 @@ RETURNS bigint
 AS 'MODULE_PATHNAME', 'backpressure_throttling_time'
 LANGUAGE C STRICT
 PARALLEL UNSAFE;
+
+CREATE FUNCTION local_cache_pages(
+    OUT slot bigint,
+    OUT relfilenode oid,
+    OUT reltablespace oid,
+    OUT reldatabase oid,
+    OUT relforknumber smallint,
+    OUT relblocknumber bigint,
+    OUT accesses bigint
+)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'local_cache_pages'
+LANGUAGE C STRICT
+PARALLEL UNSAFE;
+
+CREATE VIEW local_cache AS SELECT * FROM local_cache_pages();
+
+CREATE FUNCTION local_cache_statistics(
+    OUT hits bigint,
+    OUT misses bigint,
+    OUT stores bigint,
+    OUT evictions bigint,
+    OUT used_bytes bigint,
+    OUT limit_bytes bigint
+)
+RETURNS record
+AS 'MODULE_PATHNAME', 'local_cache_statistics'
+LANGUAGE C STRICT
+PARALLEL UNSAFE;
+
+CREATE VIEW local_cache_stat AS SELECT * FROM local_cache_statistics();
+
+-- As with pg_buffercache: which pages are read is not everybody's business.
+REVOKE ALL ON FUNCTION local_cache_pages() FROM PUBLIC;
+REVOKE ALL ON local_cache FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION local_cache_pages() TO pg_monitor;
+GRANT SELECT ON local_cache TO pg_monitor;
+GRANT SELECT ON local_cache_stat TO PUBLIC;

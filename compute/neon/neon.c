@@ -21,12 +21,14 @@
 #include "backpressure.h"
 #include "cluster_state.h"
 #include "database_commands.h"
+#include "file_cache.h"
 #include "last_written_lsn.h"
 #include "local_rels.h"
 #include "neon.h"
 #include "overlay.h"
 #include "pageserver_conn.h"
 #include "pagestore_smgr.h"
+#include "relation_numbers.h"
 #include "relsize_cache.h"
 #include "size_functions.h"
 #include "smgr_hook.h"
@@ -35,6 +37,9 @@
 PG_MODULE_MAGIC;
 
 extern PGDLLEXPORT void _PG_init(void);
+
+/* A slot of the cache is a number of 32 bits: 8 TiB are within its range. */
+#define FILE_CACHE_MAX_MB (8 * 1024 * 1024)
 
 /* Hexadecimal digits of a tenant or timeline id. */
 #define ID_CHARS 32
@@ -49,6 +54,9 @@ int			neon_flush_output_after;
 int			neon_readahead_buffer_size;
 int			neon_relsize_hash_size;
 int			neon_pageserver_timeout_s;
+char	   *neon_file_cache_path;
+int			neon_max_file_cache_size_mb;
+int			neon_file_cache_size_limit_mb;
 int			neon_max_replication_write_lag_mb;
 int			neon_max_replication_flush_lag_mb;
 int			neon_max_replication_apply_lag_mb;
@@ -103,6 +111,7 @@ typedef struct IntSetting
 	int			max;
 	GucContext	context;
 	int			unit;
+	GucIntAssignHook assign;
 } IntSetting;
 
 static const IntSetting int_settings[] = {
@@ -114,6 +123,11 @@ static const IntSetting int_settings[] = {
 	&neon_readahead_buffer_size, 128, 16, 1024, PGC_USERSET, 0},
 	{"neon.relsize_hash_size", "Relation forks whose size is cached, at most.",
 	&neon_relsize_hash_size, 65536, 1024, INT_MAX / 2, PGC_POSTMASTER, 0},
+	{"neon.max_file_cache_size", "Largest size the local file cache may be given; 0 for no cache.",
+	&neon_max_file_cache_size_mb, 0, 0, FILE_CACHE_MAX_MB, PGC_POSTMASTER, GUC_UNIT_MB},
+	{"neon.file_cache_size_limit", "Size of the local file cache; -1 for the largest.",
+		&neon_file_cache_size_limit_mb, -1, -1, FILE_CACHE_MAX_MB, PGC_SIGHUP, GUC_UNIT_MB,
+	file_cache_assign_limit},
 	{"neon.pageserver_timeout", "A request the page server has not answered by then fails.",
 	&neon_pageserver_timeout_s, 300, 1, INT_MAX / 1000, PGC_USERSET, GUC_UNIT_S},
 	{"neon.max_replication_write_lag", "WAL the page server has not received, at most; 0 for no limit.",
@@ -141,13 +155,15 @@ define_settings(void)
 				  &safekeeper_token_env, NULL, NULL);
 	define_string("neon.walproposer_path", "The walproposer program.",
 				  &neon_walproposer_path, "walproposer", NULL);
+	define_string("neon.file_cache_path", "Where the file of the local file cache is made.",
+				  &neon_file_cache_path, "neon_file_cache", NULL);
 	for (int i = 0; i < lengthof(int_settings); i++)
 	{
 		const IntSetting *setting = &int_settings[i];
 
 		DefineCustomIntVariable(setting->name, setting->what, NULL, setting->variable,
 								setting->value, setting->min, setting->max, setting->context,
-								setting->unit, NULL, NULL, NULL);
+								setting->unit, NULL, setting->assign, NULL);
 	}
 	MarkGUCPrefixReserved("neon");
 }
@@ -202,10 +218,12 @@ request_shared_memory(void)
 		next_shmem_request_hook();
 	RequestAddinShmemSpace(last_written_lsn_shmem_size());
 	RequestAddinShmemSpace(relsize_cache_shmem_size());
+	RequestAddinShmemSpace(file_cache_shmem_size());
 	RequestAddinShmemSpace(backpressure_shmem_size());
 	RequestAddinShmemSpace(auth_guard_shmem_size());
 	RequestAddinShmemSpace(walproposer_worker_shmem_size());
 	relsize_cache_request_locks();
+	file_cache_request_locks();
 	overlay_request_locks();
 }
 
@@ -231,6 +249,7 @@ start_shared_memory(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	last_written_lsn_shmem_init();
 	relsize_cache_shmem_init();
+	file_cache_shmem_init();
 	overlay_shmem_init();
 	backpressure_shmem_init();
 	auth_guard_shmem_init();
@@ -262,6 +281,7 @@ _PG_init(void)
 	cluster_state_init();
 	smgr_hook_find_table();
 	size_functions_init();
+	relation_numbers_init();
 	remove_overlay_files();
 	on_proc_exit(clean_up_at_exit, 0);
 

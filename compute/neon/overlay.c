@@ -64,7 +64,9 @@ overlay_exists(RelFileNode node, ForkNumber fork)
 
 	if (overlay == NOT_KNOWN)
 	{
-		bool		exists = local_file_exists(node, fork);
+		/* An empty file only stands for a relation in a tablespace. */
+		bool		exists = local_file_exists(node, fork) &&
+		mdnblocks(smgropen(node, InvalidBackendId), fork) > 0;
 
 		relsize_learn_overlay(node, fork, exists);
 		return exists;

@@ -6,8 +6,8 @@
  * server reads the WAL, and only the LSN up to which it does is kept (last_written_lsn.c). What the WAL
  * does not describe is kept in the overlay (overlay.c); page_fate() decides.
  *
- * Reading: overlay first, then the page server. (A local file cache belongs between the two: both
- * places are in read_page(), and every page that becomes stale passes through save_page().)
+ * Reading: overlay first, then the local file cache (file_cache.c), then the page server. Every page that
+ * becomes stale passes through save_page(), or goes by truncation or drop.
  *
  * Sizes: the page server learns of a new block only from WAL, possibly later than other backends
  * must see it, so what this compute changes is answered from the shared relation cache.
@@ -28,6 +28,7 @@
 
 #include "backpressure.h"
 #include "cluster_state.h"
+#include "file_cache.h"
 #include "last_written_lsn.h"
 #include "local_rels.h"
 #include "overlay.h"
@@ -150,13 +151,19 @@ save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 		lsn = log_newpage(&node, fork, blkno, copy.data, false);
 	}
 
+	INIT_BUFFERTAG(tag, node, fork, blkno);
 	if (fate == FATE_ZERO || fate == FATE_IN_WAL)
+	{
+		file_cache_store(&tag, page);
 		overlay_forget(reln, fork, blkno);
+	}
 	else
+	{
 		overlay_store(reln, fork, blkno, page);
+		file_cache_forget(&tag);
+	}
 	if (fate == FATE_SEQUENCE)
 		relsize_note_sequence(node, fork);
-	INIT_BUFFERTAG(tag, node, fork, blkno);
 	last_written_lsn_note(&tag, lsn);
 }
 
@@ -184,10 +191,9 @@ set_version(PageRequest *request, XLogRecPtr lsn)
 }
 
 void
-pagestore_set_request_lsn(PageRequest *request)
+pagestore_set_newest_lsn(PageRequest *request)
 {
-	set_version(request, relsize_lost_changes() && !RecoveryInProgress() ?
-				current_insert_lsn() : Max(last_written_lsn_floor(), relsize_lost_drops_lsn()));
+	set_version(request, RecoveryInProgress() ? InvalidXLogRecPtr : current_insert_lsn());
 }
 
 static void
@@ -213,8 +219,10 @@ fork_request(RequestKind kind, RelFileNode node, ForkNumber fork)
 
 	if (is_shared_catalog(node))
 		set_version(&request, cluster_state.base_lsn);
+	else if (relsize_lost_changes())
+		pagestore_set_newest_lsn(&request);
 	else
-		pagestore_set_request_lsn(&request);
+		set_version(&request, Max(last_written_lsn_floor(), relsize_lost_drops_lsn()));
 	return request;
 }
 
@@ -238,6 +246,12 @@ pagestore_exists(SMgrRelation reln, ForkNumber fork)
 	return exists;
 }
 
+bool
+pagestore_relation_exists(RelFileNode node)
+{
+	return pagestore_exists(smgropen(node, InvalidBackendId), MAIN_FORKNUM);
+}
+
 static void
 pagestore_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 {
@@ -252,14 +266,18 @@ pagestore_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 			relsize_created(node, fork, GetXLogInsertRecPtr());
 		return;
 	}
-	/* Relation numbers are reused after a wraparound: the server looks for a local file only. */
+	/* See relation_numbers.c, which keeps it from coming to this. */
 	if (fork == MAIN_FORKNUM && !isRedo && pagestore_exists(reln, fork))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_FILE),
 				 errmsg("could not create relation %s: it exists", relpath(reln->smgr_rnode, fork)),
 				 errhint("Try again: another relation number will be chosen.")));
-	/* In other tablespaces a file stands for the relation: DROP TABLESPACE looks whether there is one. */
-	if (node.spcNode != DEFAULTTABLESPACE_OID && !is_shared_catalog(node))
+	/*
+	 * Outside its database's tablespace an empty file stands for the relation: DROP TABLESPACE, and what copies
+	 * databases, look whether there is one. Those of older relations are in the base backup.
+	 */
+	if (!is_shared_catalog(node) &&
+		node.spcNode != (OidIsValid(MyDatabaseTableSpace) ? MyDatabaseTableSpace : DEFAULTTABLESPACE_OID))
 		mdcreate(reln, fork, true);
 	relsize_created(node, fork, isRedo ? InvalidXLogRecPtr : GetXLogInsertRecPtr());
 }
@@ -274,9 +292,16 @@ unlink_fork(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 	}
 	/* The init fork, which marks the relation as local, is the last to go. */
 	if (is_local_fork(rnode, fork))
+	{
 		mdunlink(rnode, fork, isRedo);
+		/* From the time before it was known to be local; how large it was then is not. */
+		file_cache_forget_blocks(rnode.node, fork, 0, InvalidBlockNumber);
+	}
 	else
+	{
 		overlay_drop(rnode, fork);
+		file_cache_forget_blocks(rnode.node, fork, 0, relsize_get(rnode.node, fork).nblocks);
+	}
 	relsize_dropped(rnode.node, fork);
 }
 
@@ -339,10 +364,12 @@ pagestore_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
 {
 	RelFileNode node = reln->smgr_rnode.node;
 	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
+	BufferTag	tag;
 
 	if (is_local_fork(reln->smgr_rnode, fork))
 		return mdprefetch(reln, fork, blkno);
-	if (!overlay_exists(node, fork))
+	INIT_BUFFERTAG(tag, node, fork, blkno);
+	if (!overlay_exists(node, fork) && !file_cache_contains(&tag))
 	{
 		set_page_version(&request);
 		pagestream_prefetch(&request);
@@ -350,17 +377,21 @@ pagestore_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
 	return true;
 }
 
-/* Reads a page from wherever its newest version is. */
-static void
+/* Reads a page from wherever its newest version is. Whether it came from the page server. */
+static bool
 read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 {
 	RelFileNode node = reln->smgr_rnode.node;
 	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
+	BufferTag	tag;
 
-	if (overlay_read(reln, fork, blkno, page))
-		return;
+	INIT_BUFFERTAG(tag, node, fork, blkno);
+	if (overlay_read(reln, fork, blkno, page) || file_cache_read(&tag, page))
+		return false;
 	set_page_version(&request);
 	pagestream_get_page(&request, page);
+	file_cache_store(&tag, page);
+	return true;
 }
 
 static void
@@ -386,8 +417,10 @@ pagestore_read(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page
 	}
 	if (!RecoveryInProgress())
 		throttle_briefly();
-	read_page(reln, fork, blkno, page);
-	readahead_note(reln, fork, blkno, nblocks);
+	if (read_page(reln, fork, blkno, page))
+		readahead_note(reln, fork, blkno, nblocks);
+	else
+		readahead_skip(reln, fork, blkno);
 }
 
 static void
@@ -441,6 +474,7 @@ pagestore_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks, B
 	if (nblocks > old_blocks)
 		return;
 	overlay_truncate(reln, fork, nblocks);
+	file_cache_forget_blocks(reln->smgr_rnode.node, fork, nblocks, old_blocks);
 	relsize_truncated(reln->smgr_rnode.node, fork, nblocks);
 }
 

@@ -10,7 +10,10 @@
 
 extern const SmgrCallbacks pagestore_callbacks;
 
-/* Fills in which version of the relation data a request wants, for things other than pages. */
-extern void pagestore_set_request_lsn(PageRequest *request);
+/* Does the relation exist, here or on the page server? */
+extern bool pagestore_relation_exists(RelFileNode node);
+
+/* Has a request answered as of now: everything logged so far, or on a replica replayed so far, counts. */
+extern void pagestore_set_newest_lsn(PageRequest *request);
 
 #endif							/* NEON_PAGESTORE_SMGR_H */

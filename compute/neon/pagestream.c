@@ -28,9 +28,10 @@
 /* Upper limit of neon.readahead_buffer_size. */
 #define RING_SLOTS 1024
 
-/* Tags of responses on the wire: 100 more than the request's, with a place kept for errors. */
+/* Tags of responses on the wire: 100 more than the request's, but for errors and both kinds of database size. */
 #define RESPONSE_TAG_ERROR 103
-#define RESPONSE_TAG(kind) ((kind) + 100 < RESPONSE_TAG_ERROR ? (kind) + 100 : (kind) + 101)
+#define RESPONSE_TAG_DBSIZE 104
+#define RESPONSE_TAG(kind) ((kind) >= REQUEST_DBSIZE ? RESPONSE_TAG_DBSIZE : (kind) + 100)
 
 /* Longest request: tag, latest, lsn, relation, fork, block. */
 #define REQUEST_LEN_MAX (1 + 1 + 8 + 12 + 1 + 4)
@@ -97,6 +98,8 @@ encode_request(const PageRequest *request, char *out)
 		return put_uint32(to, request->node.dbNode) - out;
 	to = put_uint32(to, request->node.spcNode);
 	to = put_uint32(to, request->node.dbNode);
+	if (request->kind == REQUEST_DBSIZE_IN)
+		return to - out;
 	to = put_uint32(to, request->node.relNode);
 	*to++ = (char) request->fork;
 	if (request->kind == REQUEST_GETPAGE)
@@ -358,7 +361,7 @@ pagestream_database_size(const PageRequest *request)
 {
 	uint64		result;
 
-	Assert(request->kind == REQUEST_DBSIZE);
+	Assert(request->kind == REQUEST_DBSIZE || request->kind == REQUEST_DBSIZE_IN);
 	call(request, (char *) &result, sizeof(result));
 	return (int64) pg_ntoh64(result);
 }

@@ -17,6 +17,7 @@ typedef enum RequestKind
 	REQUEST_NBLOCKS = 1,
 	REQUEST_GETPAGE = 2,
 	REQUEST_DBSIZE = 3,
+	REQUEST_DBSIZE_IN = 4,
 } RequestKind;
 
 typedef struct PageRequest
@@ -27,7 +28,7 @@ typedef struct PageRequest
 	bool		latest;
 	XLogRecPtr	lsn;
 
-	/* DBSIZE uses only node.dbNode; only GETPAGE uses blkno. */
+	/* DBSIZE uses only node.dbNode, DBSIZE_IN also node.spcNode; only GETPAGE uses blkno. */
 	RelFileNode node;
 	ForkNumber	fork;
 	BlockNumber blkno;
@@ -40,6 +41,8 @@ extern void pagestream_prefetch(const PageRequest *request);
 extern void pagestream_get_page(const PageRequest *request, char *page);
 extern bool pagestream_exists(const PageRequest *request);
 extern BlockNumber pagestream_nblocks(const PageRequest *request);
+
+/* Bytes in the default tablespace (DBSIZE), or in a given one (DBSIZE_IN). */
 extern int64 pagestream_database_size(const PageRequest *request);
 
 #endif							/* NEON_PAGESTREAM_H */

@@ -26,15 +26,28 @@ static BlockNumber run_next;
 static BlockNumber run_length;
 static BlockNumber run_sent;
 
+static bool
+is_next_of_run(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
+{
+	/* Blocks between that were in shared buffers do not break a run. */
+	return RelFileNodeEquals(run_node, reln->smgr_rnode.node) && run_fork == fork &&
+		blkno >= run_next && blkno <= Max(run_next, run_sent);
+}
+
+void
+readahead_skip(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
+{
+	if (is_next_of_run(reln, fork, blkno))
+		run_next = blkno + 1;
+}
+
 void
 readahead_note(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, BlockNumber nblocks)
 {
 	BlockNumber distance;
 	BlockNumber end;
 
-	/* Blocks between that were in shared buffers do not break a run. */
-	if (!RelFileNodeEquals(run_node, reln->smgr_rnode.node) || run_fork != fork ||
-		blkno < run_next || blkno > Max(run_next, run_sent))
+	if (!is_next_of_run(reln, fork, blkno))
 	{
 		run_node = reln->smgr_rnode.node;
 		run_fork = fork;

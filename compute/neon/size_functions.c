@@ -4,12 +4,13 @@
  *
  * The built-in functions are replaced in the server's table of them, so that what calls them by
  * name or through a view (\d+, monitoring) gets true answers. Relations are asked for their size
- * through the storage manager. For a database and a tablespace the built-in function still counts what is local, and
- * checks permissions; what the page server holds is added. It knows sizes of whole databases
- * in their default tablespace only, so relations in other tablespaces count in their own size
- * and not in that of their tablespace.
+ * through the storage manager. A database or tablespace is the sum of its relations: the session's own
+ * database lists them in pg_class, for another one the page server adds them up as of now. Local relations, and files
+ * that are none, count as on a stock server; overlays do not. The built-in functions still check permissions.
  */
 #include "postgres.h"
+
+#include <sys/stat.h>
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
@@ -18,7 +19,7 @@
 #include "access/tableam.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_tablespace_d.h"
+#include "catalog/pg_tablespace.h"
 #include "commands/dbcommands.h"
 #include "commands/tablespace.h"
 #include "common/relpath.h"
@@ -31,8 +32,10 @@
 #include "utils/fmgrtab.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/relmapper.h"
 #include "utils/syscache.h"
 
+#include "local_rels.h"
 #include "pagestore_smgr.h"
 #include "readonly_table.h"
 #include "size_functions.h"
@@ -41,21 +44,31 @@ static PGFunction builtin_database_size;
 static PGFunction builtin_tablespace_size;
 
 static int64
+stored_fork_size(SMgrRelation reln, ForkNumber fork)
+{
+	return smgrexists(reln, fork) ? (int64) smgrnblocks(reln, fork) * BLCKSZ : 0;
+}
+
+static int64
+storage_size(SMgrRelation reln)
+{
+	int64		size = 0;
+
+	for (ForkNumber fork = MAIN_FORKNUM; fork <= MAX_FORKNUM; fork++)
+		size += stored_fork_size(reln, fork);
+	return size;
+}
+
+static int64
 fork_size(Relation rel, ForkNumber fork)
 {
-	if (!RELKIND_HAS_STORAGE(rel->rd_rel->relkind) || !smgrexists(RelationGetSmgr(rel), fork))
-		return 0;
-	return (int64) smgrnblocks(RelationGetSmgr(rel), fork) * BLCKSZ;
+	return RELKIND_HAS_STORAGE(rel->rd_rel->relkind) ? stored_fork_size(RelationGetSmgr(rel), fork) : 0;
 }
 
 static int64
 all_forks_size(Relation rel)
 {
-	int64		size = 0;
-
-	for (ForkNumber fork = MAIN_FORKNUM; fork <= MAX_FORKNUM; fork++)
-		size += fork_size(rel, fork);
-	return size;
+	return RELKIND_HAS_STORAGE(rel->rd_rel->relkind) ? storage_size(RelationGetSmgr(rel)) : 0;
 }
 
 static int64
@@ -144,26 +157,99 @@ neon_total_relation_size(PG_FUNCTION_ARGS)
 	return measure(fcinfo, total_size);
 }
 
-/* What the page server holds of a database, in bytes. */
+/* What the page server holds of a database in a tablespace, in bytes. */
 static int64
-remote_database_size(Oid database)
+remote_database_size(Oid database, Oid tablespace)
 {
-	PageRequest request = {.kind = REQUEST_DBSIZE, .node = {.dbNode = database}};
+	PageRequest request = {.kind = REQUEST_DBSIZE_IN,.node = {.dbNode = database,.spcNode = tablespace}};
 
-	pagestore_set_request_lsn(&request);
+	pagestore_set_newest_lsn(&request);
 	return pagestream_database_size(&request);
+}
+
+/* A permanent relation's size, by its row in pg_class; 0 if it is not in that tablespace. */
+static int64
+listed_relation_size(Form_pg_class class, Oid tablespace)
+{
+	RelFileNode node = {
+		.spcNode = OidIsValid(class->reltablespace) ? class->reltablespace : MyDatabaseTableSpace,
+		.dbNode = tablespace == GLOBALTABLESPACE_OID ? InvalidOid : MyDatabaseId,
+		.relNode = class->relfilenode,
+	};
+
+	if (!RELKIND_HAS_STORAGE(class->relkind) || class->relpersistence != RELPERSISTENCE_PERMANENT ||
+		node.spcNode != tablespace)
+		return 0;
+	if (!OidIsValid(node.relNode))
+		node.relNode = RelationMapOidToFilenode(class->oid, class->relisshared);
+	return OidIsValid(node.relNode) ? storage_size(smgropen(node, InvalidBackendId)) : 0;
+}
+
+/* The permanent relations in a tablespace that this session's database knows: its own and the shared ones. */
+static int64
+listed_relations_size(Oid tablespace)
+{
+	Relation	classes = table_open(RelationRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(classes, 0, NULL);
+	HeapTuple	tuple;
+	int64		size = 0;
+
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		size += listed_relation_size((Form_pg_class) GETSTRUCT(tuple), tablespace);
+	}
+	table_endscan(scan);
+	table_close(classes, AccessShareLock);
+	return size;
+}
+
+/* All of a database in a tablespace. Init forks are local files, but the page server counts them, too. */
+static int64
+database_size_in(Oid database, Oid tablespace)
+{
+	char	   *directory = GetDatabasePath(database, tablespace);
+	struct stat st;
+
+	if (stat(directory, &st) != 0)
+		return 0;
+	if (database == MyDatabaseId || tablespace == GLOBALTABLESPACE_OID)
+		return local_files_size(directory, InvalidForkNumber) + listed_relations_size(tablespace);
+	return local_files_size(directory, INIT_FORKNUM) + remote_database_size(database, tablespace);
+}
+
+/* The sum over all rows of a catalog whose first column is an OID. */
+static int64
+sum_over(Oid catalog, int64 (*measure_row) (Oid row, Oid argument), Oid argument)
+{
+	Relation	rel = table_open(catalog, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
+	HeapTuple	tuple;
+	int64		size = 0;
+
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+		size += measure_row(*(Oid *) GETSTRUCT(tuple), argument);
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return size;
+}
+
+static int64
+size_of_database_in_tablespace(Oid tablespace, Oid database)
+{
+	return tablespace == GLOBALTABLESPACE_OID ? 0 : database_size_in(database, tablespace);
 }
 
 static Datum
 neon_database_size(PG_FUNCTION_ARGS)
 {
 	Oid			database = PG_GETARG_OID(0);
-	int64		local;
 
-	local = DatumGetInt64(builtin_database_size(fcinfo));
+	/* For its checks. */
+	(void) builtin_database_size(fcinfo);
 	if (fcinfo->isnull)
 		PG_RETURN_NULL();
-	PG_RETURN_INT64(local + remote_database_size(database));
+	PG_RETURN_INT64(sum_over(TableSpaceRelationId, size_of_database_in_tablespace, database));
 }
 
 static Datum
@@ -174,64 +260,17 @@ neon_database_size_name(PG_FUNCTION_ARGS)
 	return OidFunctionCall1(F_PG_DATABASE_SIZE_OID, ObjectIdGetDatum(database));
 }
 
-/* The databases whose default tablespace this is. */
-static int64
-remote_tablespace_size(Oid tablespace)
-{
-	Relation	databases = table_open(DatabaseRelationId, AccessShareLock);
-	TableScanDesc scan = table_beginscan_catalog(databases, 0, NULL);
-	HeapTuple	tuple;
-	int64		size = 0;
-
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
-
-		if (database->dattablespace == tablespace)
-			size += remote_database_size(database->oid);
-	}
-	table_endscan(scan);
-	table_close(databases, AccessShareLock);
-	return size;
-}
-
-/* Shared catalogs belong to no database. */
-static int64
-shared_catalogs_size(void)
-{
-	Relation	classes = table_open(RelationRelationId, AccessShareLock);
-	TableScanDesc scan = table_beginscan_catalog(classes, 0, NULL);
-	HeapTuple	tuple;
-	int64		size = 0;
-
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		Form_pg_class class = (Form_pg_class) GETSTRUCT(tuple);
-		Relation	rel;
-
-		if (class->reltablespace != GLOBALTABLESPACE_OID)
-			continue;
-		rel = relation_open(class->oid, AccessShareLock);
-		size += all_forks_size(rel);
-		relation_close(rel, AccessShareLock);
-	}
-	table_endscan(scan);
-	table_close(classes, AccessShareLock);
-	return size;
-}
-
 static Datum
 neon_tablespace_size(PG_FUNCTION_ARGS)
 {
 	Oid			tablespace = PG_GETARG_OID(0);
-	int64		local;
 
-	local = DatumGetInt64(builtin_tablespace_size(fcinfo));
+	(void) builtin_tablespace_size(fcinfo);
 	if (fcinfo->isnull)
 		PG_RETURN_NULL();
 	if (tablespace == GLOBALTABLESPACE_OID)
-		PG_RETURN_INT64(local + shared_catalogs_size());
-	PG_RETURN_INT64(local + remote_tablespace_size(tablespace));
+		PG_RETURN_INT64(database_size_in(InvalidOid, tablespace));
+	PG_RETURN_INT64(sum_over(DatabaseRelationId, database_size_in, tablespace));
 }
 
 static Datum

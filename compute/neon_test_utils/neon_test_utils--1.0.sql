@@ -25,6 +25,13 @@ AS 'MODULE_PATHNAME', 'get_raw_page_at_lsn_by_number'
 LANGUAGE C
 PARALLEL UNSAFE;
 
+-- Which OID is handed out next.
+CREATE FUNCTION set_next_oid(next_oid oid)
+RETURNS void
+AS 'MODULE_PATHNAME', 'set_next_oid'
+LANGUAGE C STRICT
+PARALLEL UNSAFE;
+
 CREATE FUNCTION neon_xlogflush(lsn pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'neon_xlogflush'

@@ -1,6 +1,6 @@
 /*
  * neon_test_utils.c
- *	  Helpers for tests: pages as the page server has them, an empty buffer cache, used-up xids.
+ *	  Helpers for tests: pages as the page server has them, an empty buffer cache, used-up xids and OIDs.
  *
  * Everything is for superusers. Requests go through the client of the neon library, which is
  * loaded by shared_preload_libraries.
@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "storage/lwlock.h"
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
 #include "utils/rel.h"
@@ -30,6 +31,7 @@ PG_FUNCTION_INFO_V1(clear_buffer_cache);
 PG_FUNCTION_INFO_V1(get_raw_page_at_lsn);
 PG_FUNCTION_INFO_V1(get_raw_page_at_lsn_by_number);
 PG_FUNCTION_INFO_V1(neon_xlogflush);
+PG_FUNCTION_INFO_V1(set_next_oid);
 
 /* A relation that never existed: its buffers are only there to push others out. */
 #define SCRATCH_RELNODE 1
@@ -57,6 +59,18 @@ test_consume_xids(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		(void) GetNewTransactionId(true);
 	}
+	PG_RETURN_VOID();
+}
+
+/* As if all OIDs up to here had been used up. The next one handed out logs how far the counter may go. */
+Datum
+set_next_oid(PG_FUNCTION_ARGS)
+{
+	require_superuser();
+	LWLockAcquire(OidGenLock, LW_EXCLUSIVE);
+	ShmemVariableCache->nextOid = PG_GETARG_OID(0);
+	ShmemVariableCache->oidCount = 0;
+	LWLockRelease(OidGenLock);
 	PG_RETURN_VOID();
 }
 

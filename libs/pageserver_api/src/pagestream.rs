@@ -38,6 +38,13 @@ pub enum Query {
         /// Database.
         dbnode: u32,
     },
+    /// Size of a database in one tablespace. Not in the reference release; the answer is that to `DbSize`.
+    DbSizeIn {
+        /// Tablespace.
+        spcnode: u32,
+        /// Database.
+        dbnode: u32,
+    },
 }
 
 /// A request.
@@ -60,7 +67,7 @@ pub enum Response {
     GetPage(Bytes),
     /// To any request that failed.
     Error(String),
-    /// To [`Query::DbSize`], in bytes.
+    /// To [`Query::DbSize`] and [`Query::DbSizeIn`], in bytes.
     DbSize(u64),
 }
 
@@ -95,6 +102,7 @@ impl Request {
             Some(1) => ("Nblocks", REL_REQUEST_LEN),
             Some(2) => ("GetPage", REL_REQUEST_LEN + 4),
             Some(3) => ("DbSize", 14),
+            Some(4) => ("DbSizeIn", 18),
             Some(other) => return Err(DecodeError::UnknownTag(*other)),
             None => ("pagestream", 1),
         };
@@ -112,7 +120,11 @@ impl Request {
                 rel: get_rel(&mut rest)?,
                 block: rest.get_u32(),
             },
-            _ => Query::DbSize {
+            3 => Query::DbSize {
+                dbnode: rest.get_u32(),
+            },
+            _ => Query::DbSizeIn {
+                spcnode: rest.get_u32(),
                 dbnode: rest.get_u32(),
             },
         };
@@ -126,6 +138,7 @@ impl Request {
             Query::Nblocks(_) => 1,
             Query::GetPage { .. } => 2,
             Query::DbSize { .. } => 3,
+            Query::DbSizeIn { .. } => 4,
         };
         out.put_u8(tag);
         out.put_u8(u8::from(self.at.latest));
@@ -137,6 +150,10 @@ impl Request {
                 out.put_u32(block);
             }
             Query::DbSize { dbnode } => out.put_u32(dbnode),
+            Query::DbSizeIn { spcnode, dbnode } => {
+                out.put_u32(spcnode);
+                out.put_u32(dbnode);
+            }
         }
     }
 }
@@ -242,11 +259,15 @@ mod tests {
                     fork: Fork::ALL[fork],
                 }
             });
-        let query = (rel, any::<u32>(), 0..4).prop_map(|(rel, number, kind)| match kind {
+        let query = (rel, any::<u32>(), 0..5).prop_map(|(rel, number, kind)| match kind {
             0 => Query::Exists(rel),
             1 => Query::Nblocks(rel),
             2 => Query::GetPage { rel, block: number },
-            _ => Query::DbSize { dbnode: number },
+            3 => Query::DbSize { dbnode: number },
+            _ => Query::DbSizeIn {
+                spcnode: rel.spcnode,
+                dbnode: number,
+            },
         });
         (query, any::<(bool, u64)>()).prop_map(|(query, (latest, lsn))| Request {
             at: RequestLsn {

@@ -107,6 +107,15 @@ where
     Ok(backup.tar.finish().await?)
 }
 
+/// Whether relations are where their database is.
+#[derive(Clone, Copy)]
+enum Tablespace {
+    /// In the default tablespace of the database, where its directory has files of its own.
+    Default,
+    /// In another one, where nothing but relations tells of the database.
+    Other,
+}
+
 struct Backup<'a, S, W> {
     store: &'a S,
     spec: BackupSpec,
@@ -185,21 +194,29 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
                 .file(&format!("{directory}/pg_filenode.map"), &relmap)
                 .await?;
         }
-        self.relations(db, &directory).await
+        let place = match has_relmap {
+            true => Tablespace::Default,
+            false => Tablespace::Other,
+        };
+        self.relations(db, &directory, place).await
     }
 
-    async fn relations(&mut self, db: DbId, directory: &str) -> Result<(), BackupError> {
+    async fn relations(&mut self, db: DbId, directory: &str, place: Tablespace) -> Result<(), BackupError> {
         let lsn = self.spec.lsn;
         let init_forks = pgdatadir::list_rels_of_fork(self.store, db, Fork::Init, lsn).await?;
         let sizes = pgdatadir::rel_sizes(self.store, &init_forks, lsn).await?;
-        for (rel, size) in init_forks.into_iter().zip(sizes) {
+        for (&rel, size) in init_forks.iter().zip(sizes) {
             self.relation(rel, size, &format!("{directory}/{}_init", rel.relnode))
                 .await?;
             self.relation(rel, size, &format!("{directory}/{}", rel.relnode))
                 .await?;
         }
         if self.spec.kind == BackupKind::Compute {
-            return Ok(());
+            let has_file = init_forks.iter().map(|rel| rel.relnode).collect();
+            return match place {
+                Tablespace::Default => Ok(()),
+                Tablespace::Other => self.places(db, directory, &has_file).await,
+            };
         }
         let mut rels = pgdatadir::list_rels(self.store, db, lsn).await?;
         let has_init: HashSet<u32> = rels
@@ -219,6 +236,24 @@ impl<S: ReadStore, W: AsyncWrite + Unpin + Send> Backup<'_, S, W> {
                 &format!("{directory}/{}{}", rel.relnode, rel.fork.file_suffix()),
             )
             .await?;
+        }
+        Ok(())
+    }
+
+    /// An empty file for each relation that has none yet: the server tells by files whether a
+    /// tablespace may be dropped, and in which tablespaces a database has relations.
+    async fn places(
+        &mut self,
+        db: DbId,
+        directory: &str,
+        has_file: &HashSet<u32>,
+    ) -> Result<(), BackupError> {
+        for rel in pgdatadir::list_rels_of_fork(self.store, db, Fork::Main, self.spec.lsn).await? {
+            if !has_file.contains(&rel.relnode) {
+                self.tar
+                    .file(&format!("{directory}/{}", rel.relnode), b"")
+                    .await?;
+            }
         }
         Ok(())
     }

@@ -60,8 +60,7 @@ pub(super) async fn ingest_tablespace<S: ReadStore>(
                 .await?;
         }
         rmgr::XLOG_TBLSPC_DROP => {
-            m.drop_database(tablespace(TablespaceDrop::decode(raw)?.tablespace))
-                .await?;
+            m.drop_tablespace(TablespaceDrop::decode(raw)?.tablespace).await?;
         }
         _ => {}
     }

@@ -161,7 +161,7 @@ impl PageStream<'_> {
             Query::Exists(_) => SmgrQuery::Exists,
             Query::Nblocks(_) => SmgrQuery::Nblocks,
             Query::GetPage { .. } => SmgrQuery::GetPage,
-            Query::DbSize { .. } => SmgrQuery::DbSize,
+            Query::DbSize { .. } | Query::DbSizeIn { .. } => SmgrQuery::DbSize,
         };
         self.metrics.smgr(kind).observe(begin.elapsed().as_secs_f64());
         Ok(result.unwrap_or_else(|error| {
@@ -194,6 +194,9 @@ impl PageStream<'_> {
                     dbnode,
                 };
                 Response::DbSize(pgdatadir::db_size(timeline, db, lsn).await?)
+            }
+            Query::DbSizeIn { spcnode, dbnode } => {
+                Response::DbSize(pgdatadir::db_size(timeline, DbId { spcnode, dbnode }, lsn).await?)
             }
         })
     }

@@ -126,6 +126,7 @@ async fn requests_of_all_kinds_pipelined() {
     let timeline = test.timeline(3).await;
     let mut client = Client::pagestream(&test, &timeline).await;
     let missing = pageserver_api::reltag::RelTag { relnode: 1, ..REL };
+    let size_in = |spcnode| Query::DbSizeIn { spcnode, dbnode: 5 };
     let cases = [
         (Query::Exists(REL), Response::Exists(true)),
         (Query::Exists(missing), Response::Exists(false)),
@@ -133,6 +134,8 @@ async fn requests_of_all_kinds_pipelined() {
         (page(2), page_of(2)),
         (page(7), page_of(0)),
         (Query::DbSize { dbnode: 5 }, Response::DbSize(3 * 8192)),
+        (size_in(1663), Response::DbSize(3 * 8192)),
+        (size_in(16385), Response::DbSize(0)),
         (page(1), page_of(1)),
     ];
     for (query, _) in &cases {

@@ -112,9 +112,14 @@ impl<'a, S: ReadStore> Modification<'a, S> {
         }
     }
 
-    /// Makes the fork, empty, unless it exists.
+    /// Makes the fork, empty, unless it exists. No record tells of a database's first relation in another tablespace.
     pub async fn create_rel(&mut self, rel: RelTag) -> Result<(), DataError> {
         if self.rel_size(rel).await?.is_none() {
+            self.create_database(DbId {
+                spcnode: rel.spcnode,
+                dbnode: rel.dbnode,
+            })
+            .await?;
             self.image(key::rel_dir_entry_key(rel), vec![1]);
             self.resize(rel, 0, 0);
         }
@@ -256,6 +261,22 @@ impl<'a, S: ReadStore> Modification<'a, S> {
         }
         let databases = self.cache.databases.as_mut().expect("loaded above");
         self.databases_changed |= databases.dbs.remove(&db).is_some();
+        Ok(())
+    }
+
+    /// Drops a tablespace. No database has relations in it, but it is still listed for those that had.
+    pub async fn drop_tablespace(&mut self, spcnode: u32) -> Result<(), DataError> {
+        self.load_databases().await?;
+        let databases = self.cache.databases.as_ref().expect("loaded above");
+        let listed: Vec<DbId> = databases
+            .dbs
+            .keys()
+            .copied()
+            .filter(|db| db.spcnode == spcnode)
+            .collect();
+        for db in listed {
+            self.drop_database(db).await?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,500 @@
+/*
+ * file_cache.c
+ *	  The local file cache: pages that left shared buffers, or came from the page server, in a local file.
+ *
+ * A set-associative cache of 8 kB pages. A page belongs to one bucket, and may be in any of the bucket's
+ * WAYS slots; entry (bucket b, way w) describes the page in slot w * buckets + b of the file, so
+ * that there is no free list, and a limit is a number of slots: shrinking forgets the slots above
+ * it and truncates the file. Consecutive blocks of a fork have consecutive buckets, so they lie
+ * in a row in the file, and a relation fills all buckets evenly.
+ *
+ * Invariants
+ *	* A page that is here is the newest version that has left shared buffers, and in no overlay. All that makes
+ *	  another version the newest goes through save_page(), truncation or drop in pagestore_smgr.c,
+ *	  which replace or forget it. A page is read into the cache only by the process that is
+ *	  reading it into a shared buffer, and nobody can change it meanwhile.
+ *	* An entry and its slot in the file are read and written only with the bucket's lock held: shared for reading,
+ *	  exclusively for writing. So nobody sees half a page, or another page's.
+ *
+ * The cache never fails: after an IO error it is switched off until the server is started again. Its
+ * file has no name any more once it is open, so it goes with the last process that uses it, and
+ * nothing of an earlier run can be found in it. Processes inherit the descriptor from the postmaster.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/fd.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+
+#include "file_cache.h"
+#include "neon.h"
+
+#define WAYS 16
+#define LOCKS 512
+#define TRANCHE "neon_file_cache"
+
+#define PAGES_PER_MB (1024 * 1024 / BLCKSZ)
+
+typedef struct Entry
+{
+	BufferTag	tag;			/* rnode.relNode 0: nothing in this slot */
+	pg_atomic_uint32 last_used; /* reading of the clock; set under a shared lock too */
+	pg_atomic_uint32 accesses;
+} Entry;
+
+typedef struct FileCache
+{
+	pg_atomic_uint32 limit;		/* slots that may be used: all below this one */
+	pg_atomic_uint32 failed;	/* an IO error has switched the cache off */
+	pg_atomic_uint32 clock;		/* ticks with each new entry */
+	pg_atomic_uint32 used;
+	pg_atomic_uint64 hits;
+	pg_atomic_uint64 misses;
+	pg_atomic_uint64 stores;
+	pg_atomic_uint64 evictions;
+	uint32		buckets;
+	Entry		entries[FLEXIBLE_ARRAY_MEMBER]; /* [bucket * WAYS + way] */
+} FileCache;
+
+static FileCache *cache;
+static LWLockPadded *locks;
+static int	cache_file = -1;
+
+/* Buckets the settings ask for; 0: no cache. */
+static uint32
+wanted_buckets(void)
+{
+	return (uint64) neon_max_file_cache_size_mb * PAGES_PER_MB / WAYS;
+}
+
+Size
+file_cache_shmem_size(void)
+{
+	return offsetof(FileCache, entries) + mul_size(mul_size(wanted_buckets(), WAYS), sizeof(Entry));
+}
+
+void
+file_cache_request_locks(void)
+{
+	RequestNamedLWLockTranche(TRANCHE, LOCKS);
+}
+
+static uint32
+limit_in_pages(int limit_mb)
+{
+	uint32		all = cache->buckets * WAYS;
+
+	return limit_mb < 0 ? all : Min((uint64) limit_mb * PAGES_PER_MB, all);
+}
+
+static void
+make_file(void)
+{
+	cache_file = BasicOpenFile(neon_file_cache_path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
+	if (cache_file < 0)
+		ereport(FATAL,
+				(errcode_for_file_access(),
+				 errmsg("neon: could not create the file cache \"%s\": %m", neon_file_cache_path)));
+	if (unlink(neon_file_cache_path) != 0)
+		ereport(FATAL,
+				(errcode_for_file_access(),
+				 errmsg("neon: could not unlink the file cache \"%s\": %m", neon_file_cache_path)));
+	ReserveExternalFD();
+}
+
+void
+file_cache_shmem_init(void)
+{
+	bool		found;
+	uint32		entries;
+
+	locks = GetNamedLWLockTranche(TRANCHE);
+	cache = ShmemInitStruct("neon file cache", file_cache_shmem_size(), &found);
+	if (found)
+		return;
+	MemSet(cache, 0, file_cache_shmem_size());
+	cache->buckets = wanted_buckets();
+	pg_atomic_init_u32(&cache->limit, limit_in_pages(neon_file_cache_size_limit_mb));
+	pg_atomic_init_u32(&cache->failed, 0);
+	pg_atomic_init_u32(&cache->clock, 1);
+	pg_atomic_init_u32(&cache->used, 0);
+	pg_atomic_init_u64(&cache->hits, 0);
+	pg_atomic_init_u64(&cache->misses, 0);
+	pg_atomic_init_u64(&cache->stores, 0);
+	pg_atomic_init_u64(&cache->evictions, 0);
+	entries = cache->buckets * WAYS;
+	for (uint32 i = 0; i < entries; i++)
+	{
+		pg_atomic_init_u32(&cache->entries[i].last_used, 0);
+		pg_atomic_init_u32(&cache->entries[i].accesses, 0);
+	}
+	if (entries > 0)
+		make_file();
+}
+
+static bool
+is_off(void)
+{
+	return cache->buckets == 0 || pg_atomic_read_u32(&cache->failed) != 0;
+}
+
+static uint32
+bucket_of(const BufferTag *tag)
+{
+	uint32		hash = hash_combine(hash_bytes((const unsigned char *) &tag->rnode, sizeof(RelFileNode)),
+									hash_uint32(tag->forkNum));
+
+	return ((uint64) hash + tag->blockNum) % cache->buckets;
+}
+
+static LWLock *
+lock_of(uint32 bucket)
+{
+	return &locks[bucket % LOCKS].lock;
+}
+
+static uint32
+slot_number(uint32 bucket, int way)
+{
+	return way * cache->buckets + bucket;
+}
+
+/* How many ways of a bucket are below the limit. The bucket's lock keeps the answer true. */
+static int
+usable_ways(uint32 bucket)
+{
+	uint32		limit = pg_atomic_read_u32(&cache->limit);
+
+	return limit <= bucket ? 0 : Min(WAYS, (limit - bucket - 1) / cache->buckets + 1);
+}
+
+static Entry *
+entry_at(uint32 bucket, int way)
+{
+	return &cache->entries[(Size) bucket * WAYS + way];
+}
+
+static bool
+is_free(const Entry *entry)
+{
+	return !OidIsValid(entry->tag.rnode.relNode);
+}
+
+static void
+set_free(Entry *entry)
+{
+	entry->tag.rnode.relNode = InvalidOid;
+	pg_atomic_fetch_sub_u32(&cache->used, 1);
+}
+
+/* The way of the bucket that holds the page, or -1. */
+static int
+find(uint32 bucket, const BufferTag *tag)
+{
+	int			ways = usable_ways(bucket);
+
+	for (int way = 0; way < ways; way++)
+	{
+		if (BUFFERTAGS_EQUAL(entry_at(bucket, way)->tag, *tag))
+			return way;
+	}
+	return -1;
+}
+
+/* An error of the file: nothing in it is used any more, and nothing is lost. */
+static void
+switch_off(const char *what)
+{
+	int			saved_errno = errno;
+
+	if (pg_atomic_exchange_u32(&cache->failed, 1) != 0)
+		return;
+	errno = saved_errno;
+	ereport(LOG,
+			(errcode_for_file_access(),
+			 errmsg("could not %s the file cache, which is switched off: %m", what)));
+}
+
+static bool
+read_slot(uint32 slot, char *page)
+{
+	errno = 0;
+	if (pg_pread(cache_file, page, BLCKSZ, (off_t) slot * BLCKSZ) == BLCKSZ)
+		return true;
+	switch_off("read from");
+	return false;
+}
+
+static bool
+write_slot(uint32 slot, const char *page)
+{
+	/* A short write sets no errno. */
+	errno = ENOSPC;
+	if (pg_pwrite(cache_file, page, BLCKSZ, (off_t) slot * BLCKSZ) == BLCKSZ)
+		return true;
+	switch_off("write to");
+	return false;
+}
+
+bool
+file_cache_read(const BufferTag *tag, char *page)
+{
+	uint32		bucket;
+	int			way;
+	bool		hit = false;
+
+	if (is_off())
+		return false;
+	bucket = bucket_of(tag);
+	LWLockAcquire(lock_of(bucket), LW_SHARED);
+	way = find(bucket, tag);
+	if (way >= 0)
+	{
+		Entry	   *entry = entry_at(bucket, way);
+
+		hit = read_slot(slot_number(bucket, way), page);
+		pg_atomic_write_u32(&entry->last_used, pg_atomic_read_u32(&cache->clock));
+		pg_atomic_fetch_add_u32(&entry->accesses, 1);
+	}
+	LWLockRelease(lock_of(bucket));
+	pg_atomic_fetch_add_u64(hit ? &cache->hits : &cache->misses, 1);
+	return hit;
+}
+
+bool
+file_cache_contains(const BufferTag *tag)
+{
+	uint32		bucket;
+	bool		found;
+
+	if (is_off())
+		return false;
+	bucket = bucket_of(tag);
+	LWLockAcquire(lock_of(bucket), LW_SHARED);
+	found = find(bucket, tag) >= 0;
+	LWLockRelease(lock_of(bucket));
+	return found;
+}
+
+/* The way that a new page of this bucket gets: a free one, or that of the page used longest ago. -1: there are none. */
+static int
+choose_way(uint32 bucket)
+{
+	uint32		now = pg_atomic_read_u32(&cache->clock);
+	int			ways = usable_ways(bucket);
+	int			oldest = ways > 0 ? 0 : -1;
+
+	for (int way = 0; way < ways; way++)
+	{
+		Entry	   *entry = entry_at(bucket, way);
+
+		if (is_free(entry))
+			return way;
+		/* Differences, not values: the clock wraps around. */
+		if (now - pg_atomic_read_u32(&entry->last_used) >
+			now - pg_atomic_read_u32(&entry_at(bucket, oldest)->last_used))
+			oldest = way;
+	}
+	return oldest;
+}
+
+/* Makes the entry that of the page, which is not in the bucket yet. */
+static void
+take_over(Entry *entry, const BufferTag *tag)
+{
+	if (is_free(entry))
+		pg_atomic_fetch_add_u32(&cache->used, 1);
+	else
+		pg_atomic_fetch_add_u64(&cache->evictions, 1);
+	entry->tag = *tag;
+	pg_atomic_write_u32(&entry->accesses, 0);
+}
+
+void
+file_cache_store(const BufferTag *tag, const char *page)
+{
+	uint32		bucket;
+	int			way;
+
+	if (is_off())
+		return;
+	bucket = bucket_of(tag);
+	LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
+	way = find(bucket, tag);
+	if (way < 0)
+	{
+		way = choose_way(bucket);
+		if (way >= 0)
+			take_over(entry_at(bucket, way), tag);
+	}
+	if (way >= 0)
+	{
+		Entry	   *entry = entry_at(bucket, way);
+
+		if (!write_slot(slot_number(bucket, way), page))
+			set_free(entry);
+		pg_atomic_write_u32(&entry->last_used, pg_atomic_fetch_add_u32(&cache->clock, 1));
+	}
+	LWLockRelease(lock_of(bucket));
+	pg_atomic_fetch_add_u64(&cache->stores, 1);
+}
+
+void
+file_cache_forget(const BufferTag *tag)
+{
+	uint32		bucket;
+	int			way;
+
+	if (is_off())
+		return;
+	bucket = bucket_of(tag);
+	LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
+	way = find(bucket, tag);
+	if (way >= 0)
+		set_free(entry_at(bucket, way));
+	LWLockRelease(lock_of(bucket));
+}
+
+/* Which entries are to go. */
+typedef struct Victims
+{
+	Oid			dbnode;			/* this database's, InvalidOid for any */
+	Oid			spcnode;		/* in this tablespace, InvalidOid for any */
+	Oid			relnode;		/* of this relation, InvalidOid for any */
+	ForkNumber	fork;			/* and fork */
+	BlockNumber from;			/* from this block on */
+	uint32		from_slot;		/* and in slots from here on */
+} Victims;
+
+static bool
+is_victim(const Victims *victims, const BufferTag *tag, uint32 slot)
+{
+	return (victims->relnode == InvalidOid ||
+			(tag->rnode.relNode == victims->relnode && tag->forkNum == victims->fork)) &&
+		(victims->dbnode == InvalidOid || tag->rnode.dbNode == victims->dbnode) &&
+		(victims->spcnode == InvalidOid || tag->rnode.spcNode == victims->spcnode) &&
+		tag->blockNum >= victims->from && slot >= victims->from_slot;
+}
+
+/* Looks at all entries. */
+static void
+forget_all(const Victims *victims)
+{
+	for (uint32 bucket = 0; bucket < cache->buckets; bucket++)
+	{
+		LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
+		for (int way = 0; way < WAYS; way++)
+		{
+			Entry	   *entry = entry_at(bucket, way);
+
+			if (!is_free(entry) && is_victim(victims, &entry->tag, slot_number(bucket, way)))
+				set_free(entry);
+		}
+		LWLockRelease(lock_of(bucket));
+	}
+}
+
+void
+file_cache_forget_blocks(RelFileNode node, ForkNumber fork, BlockNumber from, BlockNumber nblocks)
+{
+	BufferTag	tag;
+
+	if (is_off())
+		return;
+	if (nblocks == InvalidBlockNumber || nblocks > cache->buckets)
+	{
+		Victims		victims = {
+			.dbnode = node.dbNode,
+			.spcnode = node.spcNode,
+			.relnode = node.relNode,
+			.fork = fork,
+			.from = from,
+		};
+
+		forget_all(&victims);
+		return;
+	}
+	for (BlockNumber blkno = from; blkno < nblocks; blkno++)
+	{
+		INIT_BUFFERTAG(tag, node, fork, blkno);
+		file_cache_forget(&tag);
+	}
+}
+
+void
+file_cache_forget_database(Oid dbnode, Oid spcnode)
+{
+	Victims		victims = {.dbnode = dbnode,.spcnode = spcnode};
+
+	if (!is_off())
+		forget_all(&victims);
+}
+
+/*
+ * All processes learn of a new setting; the checkpointer, of which there is one, puts it into effect.
+ * Whoever holds a bucket's lock after forget_all() has passed sees the new limit, so that nothing is written
+ * beyond it any more.
+ */
+void
+file_cache_assign_limit(int limit_mb, void *extra)
+{
+	uint32		limit;
+	Victims		victims = {0};
+
+	if (cache == NULL || MyAuxProcType != CheckpointerProcess || is_off())
+		return;
+	limit = limit_in_pages(limit_mb);
+	victims.from_slot = limit;
+	pg_atomic_write_u32(&cache->limit, limit);
+	forget_all(&victims);
+	if (ftruncate(cache_file, (off_t) limit * BLCKSZ) != 0)
+		switch_off("truncate");
+}
+
+bool
+file_cache_next(uint32 *position, FileCacheEntry *entry)
+{
+	uint32		entries = is_off() ? 0 : cache->buckets * WAYS;
+
+	for (; *position < entries; (*position)++)
+	{
+		uint32		bucket = *position / WAYS;
+		int			way = *position % WAYS;
+		Entry	   *found = entry_at(bucket, way);
+		bool		used;
+
+		LWLockAcquire(lock_of(bucket), LW_SHARED);
+		used = !is_free(found);
+		entry->tag = found->tag;
+		LWLockRelease(lock_of(bucket));
+		entry->slot = slot_number(bucket, way);
+		entry->accesses = pg_atomic_read_u32(&found->accesses);
+		if (used)
+		{
+			(*position)++;
+			return true;
+		}
+	}
+	return false;
+}
+
+FileCacheStats
+file_cache_stats(void)
+{
+	FileCacheStats stats = {
+		.hits = pg_atomic_read_u64(&cache->hits),
+		.misses = pg_atomic_read_u64(&cache->misses),
+		.stores = pg_atomic_read_u64(&cache->stores),
+		.evictions = pg_atomic_read_u64(&cache->evictions),
+		.used_pages = pg_atomic_read_u32(&cache->used),
+		.limit_pages = is_off() ? 0 : pg_atomic_read_u32(&cache->limit),
+	};
+
+	return stats;
+}
