@@ -20,6 +20,7 @@
 #include "utils/guc.h"
 
 #include "cluster_state.h"
+#include "standby.h"
 
 ClusterState cluster_state;
 
@@ -117,6 +118,8 @@ cluster_state_init(void)
 	cluster_state.system_id = control->system_identifier;
 	cluster_state.start_lsn = control->checkPointCopy.redo;
 	cluster_state.base_lsn = lsn_skip_back_page_header(cluster_state.start_lsn);
-	cluster_state.start_record_end_lsn = record_end(cluster_state.start_lsn, CHECKPOINT_RECORD_LEN);
+	/* One that follows replays the primary's record there, not that of its base backup. */
+	cluster_state.start_record_end_lsn = standby_follows() ? cluster_state.start_lsn :
+		record_end(cluster_state.start_lsn, CHECKPOINT_RECORD_LEN);
 	pfree(control);
 }

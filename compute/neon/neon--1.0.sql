@@ -59,3 +59,14 @@ REVOKE ALL ON local_cache FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION local_cache_pages() TO pg_monitor;
 GRANT SELECT ON local_cache TO pg_monitor;
 GRANT SELECT ON local_cache_stat TO PUBLIC;
+
+-- How far a hot standby is behind what the safekeepers have committed; no row if it does not receive WAL.
+CREATE VIEW standby_lag AS
+    SELECT latest_end_lsn AS commit_lsn,
+           flushed_lsn AS received_lsn,
+           pg_last_wal_replay_lsn() AS replayed_lsn,
+           pg_wal_lsn_diff(latest_end_lsn, pg_last_wal_replay_lsn()) AS lag_bytes,
+           CASE WHEN pg_last_wal_replay_lsn() >= latest_end_lsn THEN interval '0'
+                ELSE clock_timestamp() - pg_last_xact_replay_timestamp() END AS lag_time
+    FROM pg_stat_wal_receiver
+    WHERE pg_is_in_recovery();

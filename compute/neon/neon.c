@@ -32,6 +32,7 @@
 #include "relsize_cache.h"
 #include "size_functions.h"
 #include "smgr_hook.h"
+#include "standby.h"
 #include "walproposer_worker.h"
 
 PG_MODULE_MAGIC;
@@ -256,6 +257,7 @@ start_shared_memory(void)
 	walproposer_worker_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 
+	standby_prepare_recovery();
 	smgr_selftest();
 	smgr_hook_install(&pagestore_callbacks);
 }
@@ -282,6 +284,7 @@ _PG_init(void)
 	smgr_hook_find_table();
 	size_functions_init();
 	relation_numbers_init();
+	standby_init();
 	remove_overlay_files();
 	on_proc_exit(clean_up_at_exit, 0);
 

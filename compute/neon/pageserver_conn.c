@@ -13,6 +13,7 @@
 #include "libpq-fe.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/startup.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
@@ -112,6 +113,15 @@ start_connecting(void)
 	return started;
 }
 
+/* The startup process, which replays WAL, is not told to end in the way others are. */
+static void
+check_interrupts(void)
+{
+	if (AmStartupProcess())
+		HandleStartupProcInterrupts();
+	CHECK_FOR_INTERRUPTS();
+}
+
 /* Sleeps until the socket is ready for `events`, the latch is set, or some time has passed. */
 static void
 wait_for_socket(uint32 events, TimestampTz deadline)
@@ -130,7 +140,7 @@ wait_for_socket(uint32 events, TimestampTz deadline)
 	if (WaitEventSetWait(wait_set, Min(left_ms, WAIT_MS), &event, 1, PG_WAIT_EXTENSION) == 1 &&
 		(event.events & WL_LATCH_SET))
 		ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
+	check_interrupts();
 }
 
 /* Sleeps a while between two attempts to connect. */
@@ -142,7 +152,7 @@ wait_before_retry(long delay_ms, TimestampTz deadline)
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 Min(delay_ms, left_ms), PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
+	check_interrupts();
 }
 
 /* The first half of connecting: up to a session that takes commands. */

@@ -18,7 +18,6 @@
 
 #include "access/xlog.h"
 #include "access/xloginsert.h"
-#include "access/xlogrecovery.h"
 #include "access/xlogutils.h"
 #include "catalog/pg_tablespace_d.h"
 #include "miscadmin.h"
@@ -35,6 +34,7 @@
 #include "pagestore_smgr.h"
 #include "readahead.h"
 #include "relsize_cache.h"
+#include "standby.h"
 
 /* The mark at the end of a sequence's only page (SEQ_MAGIC in sequence.c). */
 #define SEQUENCE_MAGIC 0x1717
@@ -167,24 +167,17 @@ save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 	last_written_lsn_note(&tag, lsn);
 }
 
-/* The version a replica sees: what it has replayed. */
-static XLogRecPtr
-replica_lsn(void)
-{
-	XLogRecPtr	replayed = GetXLogReplayRecPtr(NULL);
-
-	/* The record it starts from exists only in the base backup. */
-	if (replayed <= cluster_state.start_record_end_lsn)
-		return cluster_state.base_lsn;
-	return lsn_skip_back_page_header(replayed);
-}
-
-/* Asks for the version at `lsn` or later; on a replica for the version it is at. */
+/*
+ * Asks for a version from `lsn` on. On a primary that is the newest, and `lsn` tells for how long it has been;
+ * on a replica it is the one that has been replayed. What was evicted while the record that changed it is
+ * still being replayed is wanted as of the end of that record.
+ */
 static void
 set_version(PageRequest *request, XLogRecPtr lsn)
 {
 	request->latest = !cluster_state.is_replica || !RecoveryInProgress();
-	request->lsn = request->latest ? lsn : replica_lsn();
+	request->lsn = request->latest ? lsn : Max(lsn, standby_replayed_lsn());
+	request->not_before = lsn;
 	/* The page server gets only what a quorum has, and the quorum only what has been flushed. */
 	if (request->latest && XLogNeedsFlush(lsn))
 		XLogFlush(lsn);
@@ -193,7 +186,7 @@ set_version(PageRequest *request, XLogRecPtr lsn)
 void
 pagestore_set_newest_lsn(PageRequest *request)
 {
-	set_version(request, RecoveryInProgress() ? InvalidXLogRecPtr : current_insert_lsn());
+	set_version(request, RecoveryInProgress() ? standby_replayed_lsn() : current_insert_lsn());
 }
 
 static void
@@ -201,15 +194,15 @@ set_page_version(PageRequest *request)
 {
 	BufferTag	tag;
 
-	if (is_shared_catalog(request->node))
+	INIT_BUFFERTAG(tag, request->node, request->fork, request->blkno);
+	if (RecoveryInProgress())
+		set_version(request, last_written_lsn_get(&tag));
+	else if (is_shared_catalog(request->node))
 		set_version(request, cluster_state.base_lsn);
 	else if (stays_local_once_written(request->node, request->fork))
 		set_version(request, last_written_lsn_floor());
 	else
-	{
-		INIT_BUFFERTAG(tag, request->node, request->fork, request->blkno);
 		set_version(request, last_written_lsn_get(&tag));
-	}
 }
 
 static PageRequest
@@ -217,7 +210,9 @@ fork_request(RequestKind kind, RelFileNode node, ForkNumber fork)
 {
 	PageRequest request = {.kind = kind, .node = node, .fork = fork};
 
-	if (is_shared_catalog(node))
+	if (RecoveryInProgress())
+		set_version(&request, last_written_lsn_floor());
+	else if (is_shared_catalog(node))
 		set_version(&request, cluster_state.base_lsn);
 	else if (relsize_lost_changes())
 		pagestore_set_newest_lsn(&request);
@@ -266,6 +261,9 @@ pagestore_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 			relsize_created(node, fork, GetXLogInsertRecPtr());
 		return;
 	}
+	/* Replay creates a fork before each change of it. */
+	if (isRedo && pagestore_exists(reln, fork))
+		return;
 	/* See relation_numbers.c, which keeps it from coming to this. */
 	if (fork == MAIN_FORKNUM && !isRedo && pagestore_exists(reln, fork))
 		ereport(ERROR,
@@ -339,6 +337,17 @@ pagestore_extend(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *pa
 	relsize_extended(reln->smgr_rnode.node, fork, blkno + 1);
 }
 
+/* A replica's page that leaves shared buffers is in the WAL up to the record that is being replayed. */
+static void
+note_replayed_page(RelFileNode node, ForkNumber fork, BlockNumber blkno, char *page)
+{
+	BufferTag	tag;
+
+	INIT_BUFFERTAG(tag, node, fork, blkno);
+	last_written_lsn_note(&tag, standby_replaying_lsn());
+	file_cache_store(&tag, page);
+}
+
 static void
 pagestore_write(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page, bool skipFsync)
 {
@@ -351,7 +360,10 @@ pagestore_write(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *pag
 		return;
 	}
 	if (RecoveryInProgress())
+	{
+		note_replayed_page(node, fork, blkno, page);
 		return;
+	}
 	save_page(reln, fork, blkno, page);
 	/* A size that was forgotten and asked for again may not cover a page that was in a buffer all the time. */
 	nblocks = relsize_get(node, fork).nblocks;
@@ -442,6 +454,9 @@ remote_nblocks(RelFileNode node, ForkNumber fork)
 	if (fork != MAIN_FORKNUM && !pagestream_exists(&request))
 		return 0;
 	request.kind = REQUEST_NBLOCKS;
+	/* While replay extends the fork, others may ask for its size: the new one is no lie. */
+	if (RecoveryInProgress() && !AmStartupProcess())
+		request.lsn = Max(request.lsn, standby_replaying_lsn());
 	return pagestream_nblocks(&request);
 }
 
@@ -474,6 +489,9 @@ pagestore_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks, B
 	if (nblocks > old_blocks)
 		return;
 	overlay_truncate(reln, fork, nblocks);
+	/* Blocks that come to be there again without being written must not be read as they were. */
+	if (RecoveryInProgress())
+		last_written_lsn_raise_floor(standby_replaying_lsn());
 	file_cache_forget_blocks(reln->smgr_rnode.node, fork, nblocks, old_blocks);
 	relsize_truncated(reln->smgr_rnode.node, fork, nblocks);
 }

@@ -12,8 +12,8 @@
  * its request when it comes, and dropped when room is needed. When the connection breaks, the ring
  * is emptied and the one request being waited for is sent again.
  *
- * A page that was asked for ahead is used only if the request's LSN is no lower than the LSN the
- * page must now be read at: in between it may have been read, changed and evicted.
+ * A page that was asked for ahead is used only if the request's LSN is no lower than the LSN from which on the
+ * page must now be read: in between it may have been read, changed and evicted.
  */
 #include "postgres.h"
 
@@ -207,8 +207,8 @@ slot_serves(const RingSlot *slot, const PageRequest *wanted)
 
 	return sent->kind == REQUEST_GETPAGE && sent->blkno == wanted->blkno &&
 		sent->fork == wanted->fork && RelFileNodeEquals(sent->node, wanted->node) &&
-		sent->latest == wanted->latest &&
-		(wanted->latest ? sent->lsn >= wanted->lsn : sent->lsn == wanted->lsn);
+		sent->latest == wanted->latest && sent->lsn >= wanted->not_before &&
+		(wanted->latest || sent->lsn <= wanted->lsn);
 }
 
 /* Position of a page asked for ahead, or ring_head if there is none. */
@@ -314,8 +314,9 @@ report_bad_response(const PageRequest *request, ReceivedMessage response)
 static void
 call(const PageRequest *request, char *result, int length)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   neon_pageserver_timeout_s * INT64CONST(1000));
+	/* Replay that gave up would end the server, with all its sessions. */
+	TimestampTz deadline = AmStartupProcess() ? DT_NOEND :
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), neon_pageserver_timeout_s * INT64CONST(1000));
 	ReceivedMessage response;
 
 	do

@@ -28,6 +28,9 @@ typedef struct PageRequest
 	bool		latest;
 	XLogRecPtr	lsn;
 
+	/* An answer to a GETPAGE of an earlier moment will do if its LSN was not before this one. */
+	XLogRecPtr	not_before;
+
 	/* DBSIZE uses only node.dbNode, DBSIZE_IN also node.spcNode; only GETPAGE uses blkno. */
 	RelFileNode node;
 	ForkNumber	fork;

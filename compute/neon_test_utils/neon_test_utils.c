@@ -113,6 +113,7 @@ raw_page(FunctionCallInfo fcinfo, RelFileNode node, ForkNumber fork, int64 blkno
 	}
 	else
 		request.lsn = PG_GETARG_LSN(lsn_argument);
+	request.not_before = request.lsn;
 	SET_VARSIZE(page, VARHDRSZ + BLCKSZ);
 	pagestream_get_page(&request, VARDATA(page));
 	PG_RETURN_BYTEA_P(page);

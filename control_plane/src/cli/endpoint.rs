@@ -7,7 +7,7 @@ use pageserver_api::models::TimelineInfo;
 use utils::id::{TenantId, TimelineId};
 use utils::lsn::Lsn;
 
-use crate::endpoint::{self, Endpoint, NewEndpoint};
+use crate::endpoint::{self, Endpoint, EndpointMode, NewEndpoint};
 use crate::env::{LocalEnv, PG_VERSION};
 use crate::output::{say, say_part};
 use crate::pageserver::Pageserver;
@@ -51,6 +51,9 @@ pub struct WhatArgs {
     /// Show the branch as of this LSN for ever, read only
     #[arg(long)]
     lsn: Option<Lsn>,
+    /// Follow the branch's primary, read only
+    #[arg(long, conflicts_with = "lsn")]
+    hot_standby: bool,
     /// Port to listen on; the next free one if not given
     #[arg(long)]
     port: Option<u16>,
@@ -116,11 +119,16 @@ fn create(name: String, what: WhatArgs, env: &LocalEnv) -> Result<Endpoint<'_>> 
     let timeline = env
         .timeline_of_branch(&what.branch_name, tenant)
         .with_context(|| format!("Found no timeline id for branch name '{}'", what.branch_name))?;
+    let mode = match what.lsn {
+        Some(lsn) => EndpointMode::Static(lsn),
+        None if what.hot_standby => EndpointMode::HotStandby,
+        None => EndpointMode::Primary,
+    };
     let new = NewEndpoint {
         name,
         tenant_id: tenant,
         timeline_id: timeline,
-        lsn: what.lsn,
+        mode,
         port: what.port,
         pg_version: what.pg_version,
     };
@@ -175,11 +183,11 @@ async fn list(tenant: TenantId, env: &LocalEnv) -> Result<()> {
     {
         let timeline = endpoint.conf.timeline_id;
         let end = timelines.get(&timeline).map(|info| info.last_record_lsn);
-        let lsn = endpoint
-            .conf
-            .lsn
-            .or(end)
-            .map_or_else(|| "?".to_owned(), |lsn| lsn.to_string());
+        let lsn = match endpoint.conf.mode {
+            EndpointMode::Static(lsn) => Some(lsn),
+            EndpointMode::Primary | EndpointMode::HotStandby => end,
+        };
+        let lsn = lsn.map_or_else(|| "?".to_owned(), |lsn| lsn.to_string());
         rows.push([
             endpoint.name.clone(),
             endpoint.address(),

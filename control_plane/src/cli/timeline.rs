@@ -7,7 +7,7 @@ use pageserver_api::models::TimelineCreateRequest;
 use utils::id::{TenantId, TimelineId};
 use utils::lsn::Lsn;
 
-use crate::endpoint::{self, NewEndpoint};
+use crate::endpoint::{self, EndpointMode, NewEndpoint};
 use crate::env::{LocalEnv, PG_VERSION};
 use crate::output::{say, say_part};
 use crate::pageserver::Pageserver;
@@ -179,7 +179,7 @@ async fn import(arguments: ImportArgs, env: &mut LocalEnv) -> Result<()> {
         name: arguments.node_name,
         tenant_id: tenant,
         timeline_id: timeline,
-        lsn: None,
+        mode: EndpointMode::Primary,
         port: None,
         pg_version: version,
     };

@@ -18,12 +18,24 @@ pub struct EndpointConf {
     pub tenant_id: TenantId,
     /// Its timeline.
     pub timeline_id: TimelineId,
-    /// LSN it shows for ever; `None` for one that writes.
-    pub lsn: Option<Lsn>,
+    /// What it is for.
+    pub mode: EndpointMode,
+}
+
+/// What an endpoint is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EndpointMode {
+    /// It writes.
+    Primary,
+    /// It shows the timeline as of this LSN for ever.
+    Static(Lsn),
+    /// It follows the timeline's primary, by streaming from the safekeepers.
+    HotStandby,
 }
 
 const FILE: &str = "postgresql.conf";
 const WALPROPOSER_PATH: &str = "neon.walproposer_path";
+const PRIMARY_CONNINFO: &str = "primary_conninfo";
 
 /// A `key=value` line, the value quoted where PostgreSQL wants it quoted.
 fn line(out: &mut String, key: &str, value: &str) {
@@ -70,10 +82,28 @@ impl EndpointConf {
             port: needed("port")?.parse().context("port is not a number")?,
             tenant_id: needed("neon.tenant_id")?.parse()?,
             timeline_id: needed("neon.timeline_id")?.parse()?,
-            lsn: value_of(text, "recovery_target_lsn")
-                .map(|text| text.parse())
-                .transpose()?,
+            mode: match value_of(text, "recovery_target_lsn") {
+                Some(lsn) => EndpointMode::Static(lsn.parse()?),
+                None if value_of(text, PRIMARY_CONNINFO).is_some() => EndpointMode::HotStandby,
+                None => EndpointMode::Primary,
+            },
         })
+    }
+
+    /// How a hot standby reaches the safekeepers, any of which will do. The password is in the environment.
+    fn primary_conninfo(&self, env: &LocalEnv) -> String {
+        let ports: Vec<String> = env
+            .config
+            .safekeepers
+            .iter()
+            .map(|node| node.pg_port.to_string())
+            .collect();
+        let hosts = vec!["127.0.0.1"; ports.len()].join(",");
+        let (tenant, timeline) = (self.tenant_id, self.timeline_id);
+        format!(
+            "host={hosts} port={} options='-c timeline_id={timeline} tenant_id={tenant}'",
+            ports.join(",")
+        )
     }
 
     /// The whole file. `pageserver` is host and port of the page service.
@@ -112,9 +142,13 @@ impl EndpointConf {
         }
         set("neon.tenant_id", &self.tenant_id.to_string());
         set("neon.timeline_id", &self.timeline_id.to_string());
-        match self.lsn {
-            Some(lsn) => set("recovery_target_lsn", &lsn.to_string()),
-            None => {
+        match self.mode {
+            EndpointMode::Static(lsn) => set("recovery_target_lsn", &lsn.to_string()),
+            EndpointMode::HotStandby => {
+                set(PRIMARY_CONNINFO, &self.primary_conninfo(env));
+                set("wal_retrieve_retry_interval", "500ms");
+            }
+            EndpointMode::Primary => {
                 set("neon.max_replication_write_lag", "15MB");
                 set("neon.max_replication_flush_lag", "10GB");
                 set("synchronous_standby_names", "walproposer");
@@ -150,16 +184,24 @@ mod tests {
             repo: "/nowhere".into(),
             config: crate::env::default_config(),
         };
-        for lsn in [None, Some(Lsn(0x16960E8))] {
+        let modes = [
+            EndpointMode::Primary,
+            EndpointMode::Static(Lsn(0x16960E8)),
+            EndpointMode::HotStandby,
+        ];
+        for mode in modes {
             let conf = EndpointConf {
                 port: 55432,
                 tenant_id: TenantId::generate(),
                 timeline_id: TimelineId::generate(),
-                lsn,
+                mode,
             };
             let text = conf.render(&env, &("127.0.0.1".to_owned(), 64000));
             assert_eq!(EndpointConf::parse(&text).unwrap(), conf);
-            assert_eq!(value_of(&text, "neon.safekeepers").is_some(), lsn.is_none());
+            assert_eq!(
+                value_of(&text, "neon.safekeepers").is_some(),
+                mode == EndpointMode::Primary
+            );
         }
     }
 

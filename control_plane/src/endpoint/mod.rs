@@ -19,8 +19,9 @@ use crate::env::{LocalEnv, PG_VERSION};
 use crate::output::say;
 use crate::pageserver::Pageserver;
 use crate::process::StopMode;
+use crate::safekeeper;
 
-pub use conf::EndpointConf;
+pub use conf::{EndpointConf, EndpointMode};
 
 /// Port of the first endpoint.
 const FIRST_PORT: u16 = 55432;
@@ -45,8 +46,8 @@ pub struct NewEndpoint {
     pub tenant_id: TenantId,
     /// Its timeline.
     pub timeline_id: TimelineId,
-    /// LSN it shows for ever; `None` for one that writes.
-    pub lsn: Option<Lsn>,
+    /// What it is for.
+    pub mode: EndpointMode,
     /// Port; `None` for the next free one.
     pub port: Option<u16>,
     /// Major version.
@@ -153,7 +154,7 @@ pub fn create(env: &LocalEnv, new: NewEndpoint) -> Result<Endpoint<'_>> {
         port,
         tenant_id: new.tenant_id,
         timeline_id: new.timeline_id,
-        lsn: new.lsn,
+        mode: new.mode,
     };
     let dir = dir_of(env, new.tenant_id, &new.name);
     data_dir::create(&dir)?;
@@ -212,6 +213,9 @@ impl Endpoint<'_> {
         }
         if self.env.uses_tokens() {
             let token = self.env.token(Some(self.conf.tenant_id), Scope::Tenant)?;
+            if self.conf.mode == EndpointMode::HotStandby {
+                environment.push(("PGPASSWORD", token.clone()));
+            }
             environment.push(("NEON_AUTH_TOKEN", token));
         }
         Ok(environment)
@@ -234,10 +238,11 @@ impl Endpoint<'_> {
         let account = Account::find()?;
         let program = data_dir::reachable_walproposer(self.env, &account)?;
         self.conf.set_walproposer(&dir, &program)?;
-        let lsn = match self.conf.lsn {
-            Some(lsn) => Some(lsn),
-            None if self.env.config.safekeepers.is_empty() => None,
-            None => self.sync_safekeepers(&program)?,
+        let lsn = match self.conf.mode {
+            EndpointMode::Static(lsn) => Some(lsn),
+            EndpointMode::HotStandby => self.standby_start().await?,
+            EndpointMode::Primary if self.env.config.safekeepers.is_empty() => None,
+            EndpointMode::Primary => self.sync_safekeepers(&program)?,
         };
         say!(
             "Extracting base backup to create postgres instance: path={} port={}",
@@ -246,19 +251,50 @@ impl Endpoint<'_> {
         );
         data_dir::wipe(&dir)?;
         data_dir::fetch_base_backup(self.env, &self.conf, lsn, &dir).await?;
-        match (self.conf.lsn, lsn) {
-            (Some(_), _) => data_dir::remove_replication_slots(&dir)?,
-            (None, Some(end)) if data_dir::has_replication_slots(&dir)? => {
+        match (self.conf.mode, lsn) {
+            (EndpointMode::Static(_) | EndpointMode::HotStandby, _) => {
+                data_dir::remove_replication_slots(&dir)?
+            }
+            (EndpointMode::Primary, Some(end)) if data_dir::has_replication_slots(&dir)? => {
                 self.fetch_slot_wal(&program, end)?
             }
-            (None, _) => {}
+            (EndpointMode::Primary, _) => {}
         }
-        if self.conf.lsn.is_some() {
+        if self.conf.mode != EndpointMode::Primary {
             std::fs::write(dir.join("standby.signal"), "").context("cannot write standby.signal")?;
         }
         account.own_all(&dir)?;
         say!("Starting postgres node at '{}'", self.connection_string());
         self.pg_ctl(&account, &["-w", "start"])
+    }
+
+    /// Where a hot standby begins to follow: at what is committed by now. The primary is asked for a checkpoint,
+    /// which logs what transactions run: a standby lets nobody in before it knows.
+    async fn standby_start(&self) -> Result<Option<Lsn>> {
+        let EndpointConf {
+            tenant_id,
+            timeline_id,
+            ..
+        } = self.conf;
+        let committed = safekeeper::committed_lsn(self.env, tenant_id, timeline_id).await?;
+        let others = all(self.env)?;
+        let primary = others.iter().find(|other| {
+            let conf = &other.conf;
+            (conf.tenant_id, conf.timeline_id, conf.mode) == (tenant_id, timeline_id, EndpointMode::Primary)
+                && other.status() == Status::Running
+        });
+        let Some(primary) = primary else {
+            bail!("a hot standby needs a running primary on its timeline to start");
+        };
+        let output = Command::new(self.env.pg_bin_dir(PG_VERSION)?.join("psql"))
+            .args(["-Xqc", "CHECKPOINT", "-d", &primary.connection_string()])
+            .output()
+            .context("cannot run psql")?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            bail!("cannot have the primary '{}' checkpoint: {reason}", primary.name);
+        }
+        Ok(committed)
     }
 
     /// Has the walproposer bring the safekeepers together. `None` if they have nothing.
