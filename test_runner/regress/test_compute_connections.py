@@ -1,5 +1,8 @@
 """The compute and the others: pageserver away, no quorum yet, walproposer gone, start and stop."""
 
+import re
+import shutil
+import subprocess
 import threading
 import time
 
@@ -8,6 +11,7 @@ import pytest
 
 from fixtures import processes
 from fixtures.neon_env import CommandFailed, NeonEnvBuilder
+from fixtures.paths import REPOSITORY
 from fixtures.stock import run_as_account
 
 READ = "SELECT sum(length(v)) FROM t"
@@ -123,6 +127,65 @@ def test_functions_of_the_extension(neon_env_builder: NeonEnvBuilder):
     received = "SELECT received_lsn FROM backpressure_lsns() WHERE received_lsn >= '%s'" % main.lsn()
     processes.wait_until(lambda: main.sql(received), "the pageserver has reported that it has everything")
     assert main.value("SELECT backpressure_throttling_time()") >= 0
+
+
+FUNCTIONS = {
+    "neon": {
+        "pg_cluster_size()",
+        "backpressure_lsns()",
+        "backpressure_throttling_time()",
+        "local_cache_pages()",
+        "local_cache_statistics()",
+    },
+    "neon_test_utils": {
+        "test_consume_xids(integer)",
+        "clear_buffer_cache()",
+        "get_raw_page_at_lsn(text,text,bigint,pg_lsn)",
+        "get_raw_page_at_lsn(oid,oid,oid,integer,bigint,pg_lsn)",
+        "neon_xlogflush(pg_lsn)",
+        "set_next_oid(oid)",
+    },
+}
+
+
+def test_extensions_have_what_is_documented(neon_env_builder: NeonEnvBuilder):
+    main = prepare(neon_env_builder.start())
+    members = """SELECT {kind}::text FROM pg_depend JOIN pg_extension e ON refobjid = e.oid
+                 WHERE deptype = 'e' AND classid = '{catalog}'::regclass AND extname = '{extension}'"""
+    for extension, functions in FUNCTIONS.items():
+        query = members.format(kind="objid::regprocedure", catalog="pg_proc", extension=extension)
+        assert {row[0] for row in main.sql(query)} == functions
+    views = members.format(kind="objid::regclass", catalog="pg_class", extension="neon")
+    assert {row[0] for row in main.sql(views)} == {"local_cache", "local_cache_stat", "standby_lag"}
+    before = main.value("SELECT txid_current()")
+    main.sql("SELECT test_consume_xids(1000)")
+    assert main.value("SELECT txid_current()") > before + 1000
+    main.sql("SELECT neon_xlogflush(pg_current_wal_insert_lsn())")
+    oids = "(SELECT dattablespace FROM pg_database WHERE datname = 'postgres'), (SELECT oid FROM pg_database WHERE datname = 'postgres')"
+    by_number = f"get_raw_page_at_lsn({oids}, pg_relation_filenode('t'), 0, 0, NULL)"
+    assert main.value(f"SELECT {by_number} = get_raw_page_at_lsn('t', 'main', 0, NULL)") is True
+    main.sql("CREATE ROLE somebody LOGIN")
+    for call in ("clear_buffer_cache()", "set_next_oid(1)", by_number):
+        with psycopg2.connect(main.dsn(user="somebody")) as connection, connection.cursor() as cursor:
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(f"SELECT {call}")
+
+
+def test_another_minor_version_is_refused(neon_env_builder: NeonEnvBuilder, test_dir):
+    """The extension built with the headers of another minor version; Debian updates PostgreSQL in place."""
+    config = lambda what: subprocess.run(["pg_config", what], capture_output=True, text=True, check=True).stdout.strip()
+    headers, source = test_dir / "include", test_dir / "neon"
+    shutil.copytree(config("--includedir-server"), headers)
+    shutil.copytree(REPOSITORY / "compute" / "neon", source, ignore=shutil.ignore_patterns("*.o", "*.so"))
+    for header in headers.glob("pg_config*.h"):
+        header.write_text(re.sub(r"(define PG_VERSION_NUM) (\d{4})\d\d", r"\1 \g<2>01", header.read_text()))
+    build = ["make", "-s", "-C", str(source), f"includedir_server={headers}", "CFLAGS=-fPIC -O0"]
+    subprocess.run(build, check=True, capture_output=True)
+    endpoint = neon_env_builder.start().endpoint("main").set(shared_preload_libraries=str(source / "neon.so"))
+    with pytest.raises(CommandFailed):
+        endpoint.start()
+    assert "neon: built for PostgreSQL 15." in endpoint.log and ", but this server is version 15." in endpoint.log
+    assert "Rebuild the extension" in endpoint.log
 
 
 def test_bad_settings_are_refused(neon_env_builder: NeonEnvBuilder):
