@@ -92,6 +92,7 @@ read_from_pageserver(Relation rel, ForkNumber fork, BlockNumber blkno, char *pag
 	PageRequest request = {.kind = REQUEST_GETPAGE, .node = rel->rd_node, .fork = fork,
 	.blkno = blkno, .latest = true, .lsn = current_insert_lsn()};
 
+	request.not_before = request.lsn;
 	XLogFlush(request.lsn);
 	pagestream_get_page(&request, page);
 }
