@@ -66,7 +66,7 @@ fn many_layers() -> Vec<Arc<Layer>> {
     };
     let names = (0..COLUMNS).flat_map(|column| (0..DEPTH).map(move |row| name(column, row)));
     names
-        .map(|name| Layer::new(&cache, Path::new(""), TenantTimelineId::default(), (name, 1)))
+        .map(|name| Layer::local(&cache, Path::new(""), TenantTimelineId::default(), (name, 1)))
         .collect()
 }
 
@@ -128,7 +128,7 @@ fn point_reads(c: &mut Criterion) {
         deltas.finish(Key::MIN..Key::MAX).unwrap(),
     ] {
         let kind = if layer.name.is_delta() { "delta" } else { "image" };
-        let layer = Layer::new(&cache, dir.path(), id, (layer.name, layer.file_len));
+        let layer = Layer::local(&cache, dir.path(), id, (layer.name, layer.file_len));
         let mut block = 0;
         c.bench_function(&format!("point read: {kind} layer, cached"), |b| {
             b.iter(|| {

@@ -19,6 +19,8 @@ use utils::logging::LogFormat;
 
 mod value;
 
+use crate::tenant::disk_usage::DiskUsageConfig;
+
 use self::value::{Setting, ValueError};
 
 /// Name of the file in the working directory.
@@ -42,6 +44,7 @@ const TEMPLATE: &str = "\
 #broker_endpoints = ['http://127.0.0.1:50051']
 #broker_etcd_prefix = 'neon'
 #log_format = 'plain'
+#disk_usage_based_eviction = { max_usage_pct = 80, min_avail_bytes = 2000000000, period = '60s' }
 
 #[tenant_config]
 #checkpoint_distance = 268435456
@@ -130,6 +133,10 @@ pub struct Config {
     pub auth_public_key: Option<PathBuf>,
     /// Object storage.
     pub remote_storage: Option<RemoteStorageConfig>,
+    /// How often each remote operation fails before it succeeds; more than 0 in tests only.
+    pub test_remote_failures: u32,
+    /// When layers leave the disk for want of room; `None` is never.
+    pub disk_usage_based_eviction: Option<DiskUsageConfig>,
     /// Settings of tenants that do not say otherwise.
     pub tenant_config: TenantConfig,
     /// Where safekeepers are found.
@@ -235,6 +242,8 @@ impl ConfigDocument {
             },
             auth_public_key,
             remote_storage: settings.take_remote_storage()?,
+            test_remote_failures: settings.take_remote_failures()?,
+            disk_usage_based_eviction: settings.take("disk_usage_based_eviction")?,
             tenant_config: settings
                 .take_or("tenant_config", TenantConfigOverrides::default())?
                 .over(&TenantConfig::default()),
@@ -304,6 +313,18 @@ impl<'a> Settings<'a> {
         })
     }
 
+    fn take_remote_failures(&mut self) -> Result<u32, ConfigError> {
+        let failures: u64 = self.take_or("test_remote_failures", 0)?;
+        let wrong = |reason: &str| ConfigError::Value {
+            key: "test_remote_failures".to_owned(),
+            error: ValueError::new(reason),
+        };
+        if failures > 0 && !cfg!(feature = "testing") {
+            return Err(wrong("this server was built without testing APIs"));
+        }
+        u32::try_from(failures).map_err(|_| wrong("the number is too large"))
+    }
+
     /// One endpoint or several; the several win, as they are the older form and the more explicit one.
     fn take_broker(&mut self) -> Result<BrokerConfig, ConfigError> {
         let one: Option<String> = self.take("broker_endpoint")?;
@@ -329,7 +350,6 @@ impl<'a> Settings<'a> {
         ] {
             self.take::<Duration>(key)?;
         }
-        self.take::<u64>("test_remote_failures")?;
         self.take::<String>("metric_collection_endpoint")?;
         self.take::<String>("concurrent_tenant_size_logical_size_queries")?;
         self.take::<bool>("ondemand_download_behavior_treat_error_as_warn")?;

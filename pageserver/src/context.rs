@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use remote_storage::GenericRemoteStorage;
 use tokio::sync::Semaphore;
 
 use crate::layers::budget::MemoryBudget;
@@ -20,6 +21,8 @@ pub struct StoreContext {
     pub pages: PageMemory,
     /// How long a read waits for WAL that its ancestors lack.
     pub wait_lsn_timeout: Duration,
+    /// Where layers are kept for good; `None` keeps them on the local disk only.
+    pub remote: Option<GenericRemoteStorage>,
     /// Turns of compaction and garbage collection.
     pub housekeeping: Semaphore,
 }
@@ -52,8 +55,13 @@ impl Default for StoreLimits {
 }
 
 impl StoreContext {
-    /// The shared parts, sized by `limits`.
+    /// The shared parts, sized by `limits`, without object storage.
     pub fn new(limits: &StoreLimits) -> Arc<Self> {
+        Self::with_remote(limits, None)
+    }
+
+    /// The shared parts, sized by `limits`, with object storage if there is one.
+    pub fn with_remote(limits: &StoreLimits, remote: Option<GenericRemoteStorage>) -> Arc<Self> {
         Arc::new(StoreContext {
             memory: MemoryBudget::new(limits.in_memory_layer_bytes_max),
             cache: Arc::new(PageCache::new(
@@ -62,6 +70,7 @@ impl StoreContext {
             )),
             pages: PageMemory::new(limits.page_cache_bytes / 2),
             wait_lsn_timeout: limits.wait_lsn_timeout,
+            remote,
             housekeeping: Semaphore::new(HOUSEKEEPING_JOBS_MAX),
         })
     }

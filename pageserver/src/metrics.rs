@@ -16,6 +16,7 @@ use prometheus::{
 use utils::id::TenantTimelineId;
 
 mod gauges;
+pub mod remote;
 
 pub use gauges::gather;
 

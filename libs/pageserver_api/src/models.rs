@@ -337,6 +337,39 @@ pub struct LayerResidenceEvent {
     pub reason: String,
 }
 
+/// `POST .../download_remote_layers`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct DownloadLayersRequest {
+    /// Layers downloaded at the same time.
+    pub max_concurrent_downloads: std::num::NonZeroUsize,
+}
+
+/// How a task that downloads all layers is getting on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum DownloadLayersState {
+    /// At work.
+    Running,
+    /// All layers were tried.
+    Completed,
+    /// Ended by the timeline's end.
+    ShutDown,
+}
+
+/// A task that downloads all layers of a timeline.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct DownloadLayersInfo {
+    /// Name of the task.
+    pub task_id: String,
+    /// How it is getting on.
+    pub state: DownloadLayersState,
+    /// Layers that were not here when it started.
+    pub total_layer_count: u64,
+    /// Of those, how many came.
+    pub successful_download_count: u64,
+    /// Of those, how many did not.
+    pub failed_download_count: u64,
+}
+
 /// One entry of `PUT /v1/failpoints`.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct FailpointConfig {

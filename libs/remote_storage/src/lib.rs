@@ -26,7 +26,8 @@ pub use error::{Cause, RemoteStorageError};
 pub use local_fs::LocalFs;
 pub use path::{BadRemotePath, RemotePath};
 pub use retry::{
-    DOWNLOAD_ATTEMPTS_MAX, RetryError, Retryable, WARN_FROM_FAILURE, retry_download, retry_upload,
+    DOWNLOAD_ATTEMPTS_MAX, RetryError, Retryable, WARN_FROM_FAILURE, pause_after, retry_download,
+    retry_upload,
 };
 #[cfg(feature = "s3")]
 pub use s3::S3;

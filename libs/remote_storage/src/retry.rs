@@ -33,6 +33,11 @@ const BACKOFF: Backoff = Backoff {
     max: Duration::from_secs(3),
 };
 
+/// Pause after the given number of failures, counted from 1, for callers that have their own loop.
+pub fn pause_after(failures: u32) -> Duration {
+    BACKOFF.pause_after(failures)
+}
+
 /// When a series of attempts ends without success.
 #[derive(Clone, Copy)]
 struct Policy {

@@ -15,6 +15,7 @@ use pageserver::tenant::{TenantManager, TenantManagerConfig, TimelineListener};
 use pageserver::walreceiver::WalReceivers;
 use pageserver::{http, metrics};
 use postgres_backend::listen::accept_loop;
+use remote_storage::GenericRemoteStorage;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -133,6 +134,7 @@ async fn run(config: Config) -> Result<()> {
     let http_listener = bind(&config.listen_http_addr, "listen_http_addr").await?;
     let server = make_server(config).await?;
     let services = serve(Arc::clone(&server), pg_listener, http_listener);
+    let eviction = start_eviction(&server);
     let loading = tokio::spawn(load(server));
     let signal = shutdown::wait().await.context("cannot wait for signals")?;
     info!("got signal {signal:?}");
@@ -140,6 +142,7 @@ async fn run(config: Config) -> Result<()> {
         std::process::exit(EXIT_IMMEDIATE);
     }
     loading.abort();
+    eviction.cancel();
     stop(services).await;
     info!("shut down");
     Ok(())
@@ -172,10 +175,11 @@ async fn make_server(config: Config) -> Result<Arc<Server>> {
         max_file_descriptors: config.max_file_descriptors as usize,
         ..Default::default()
     };
+    let remote = open_remote_storage(&config).await?;
     let tenants = Arc::new(TenantManager::new(TenantManagerConfig {
         workdir: config.workdir.clone(),
         default_tenant_config: config.tenant_config.clone(),
-        context: StoreContext::new(&limits),
+        context: StoreContext::with_remote(&limits, remote),
         listener: Arc::clone(&receivers) as Arc<dyn TimelineListener>,
     }));
     let initdb = Initdb {
@@ -192,6 +196,19 @@ async fn make_server(config: Config) -> Result<Arc<Server>> {
         tenants,
         receivers,
         auth,
+    }))
+}
+
+async fn open_remote_storage(config: &Config) -> Result<Option<GenericRemoteStorage>> {
+    let Some(described) = &config.remote_storage else {
+        return Ok(None);
+    };
+    let storage = GenericRemoteStorage::from_config(described)
+        .await
+        .context("cannot use remote_storage")?;
+    Ok(Some(match config.test_remote_failures {
+        0 => storage,
+        failures => storage.unreliable(failures),
     }))
 }
 
@@ -237,6 +254,16 @@ fn serve(server: Arc<Server>, pg_listener: TcpListener, http_listener: TcpListen
         stop_http,
         http,
     }
+}
+
+/// Starts watching the disk, if that is configured. It goes on until the result is cancelled.
+fn start_eviction(server: &Arc<Server>) -> CancellationToken {
+    let cancel = CancellationToken::new();
+    if let Some(config) = server.config.disk_usage_based_eviction.clone() {
+        let (tenants, cancel) = (Arc::clone(&server.tenants), cancel.clone());
+        tokio::spawn(async move { tenants.watch_disk_usage(config, cancel).await });
+    }
+    cancel
 }
 
 /// Loads all tenants. What is wrong with one of them shows in its state.

@@ -9,6 +9,7 @@ use toml_edit::Item;
 use utils::logging::LogFormat;
 
 use super::AuthType;
+use crate::tenant::disk_usage::DiskUsageConfig;
 
 /// What is wrong with a value.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,12 @@ impl Setting for u64 {
     fn from_item(item: &Item) -> Result<Self, ValueError> {
         let number = item.as_integer().and_then(|number| u64::try_from(number).ok());
         number.ok_or_else(|| ValueError::new("expected a number that is not negative"))
+    }
+}
+
+impl Setting for DiskUsageConfig {
+    fn from_item(item: &Item) -> Result<Self, ValueError> {
+        deserialized(item)
     }
 }
 

@@ -4,6 +4,7 @@
 //! into statuses. What is done, and whether it may be done, is decided elsewhere.
 
 mod failpoints;
+mod layer;
 mod tenant;
 mod timeline;
 
@@ -33,6 +34,7 @@ pub fn router(server: Arc<Server>, launched_at: &str) -> Router {
         .route("/v1/failpoints", put(failpoints::configure))
         .merge(tenant::routes())
         .merge(timeline::routes())
+        .merge(layer::routes())
         .with_state(Arc::clone(&server));
     let launched_at = HeaderValue::from_str(launched_at).expect("a point in time is printable ASCII");
     let options = ServerOptions {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use pageserver_api::models::{
     TenantConfigRequest, TenantConfigResponse, TenantCreateRequest, TenantInfo, TenantState,
@@ -12,9 +12,9 @@ use pageserver_api::models::{
 use utils::http::{ApiError, Bearer, JsonBody, PathParams};
 use utils::id::TenantId;
 
-use super::{AppState, check_permission, get_tenant_error, internal, tenant_inaccessible};
+use super::{AppState, check_permission, get_tenant_error, internal, not_found, tenant_inaccessible};
 use crate::server::Server;
-use crate::tenant::{self, CreateTenantError, Tenant};
+use crate::tenant::{self, AttachError, CreateTenantError, DetachError, LoadTenantError, Tenant};
 
 pub(super) fn routes() -> Router<Arc<Server>> {
     Router::new()
@@ -22,6 +22,10 @@ pub(super) fn routes() -> Router<Arc<Server>> {
         .route("/v1/tenant/config", put(configure))
         .route("/v1/tenant/{tenant_id}", get(show))
         .route("/v1/tenant/{tenant_id}/config", get(show_config))
+        .route("/v1/tenant/{tenant_id}/attach", post(attach))
+        .route("/v1/tenant/{tenant_id}/detach", post(detach))
+        .route("/v1/tenant/{tenant_id}/load", post(load))
+        .route("/v1/tenant/{tenant_id}/ignore", post(ignore))
 }
 
 /// The state as the API names it.
@@ -113,4 +117,76 @@ async fn show_config(
         tenant_specific_overrides: tenant.overrides(),
         effective_config: (*tenant.config()).clone(),
     }))
+}
+
+/// The tenant that the path names, after checking that the bearer may act on it.
+fn tenant_id(bearer: &Bearer, params: &PathParams) -> Result<TenantId, ApiError> {
+    let id: TenantId = params.parse("tenant_id")?;
+    check_permission(bearer, Some(id))?;
+    Ok(id)
+}
+
+async fn attach(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+) -> Result<(StatusCode, Json<()>), ApiError> {
+    let id = tenant_id(&bearer, &params)?;
+    let attached = server.tenants.attach_tenant(id).await;
+    attached.map_err(|error| match error {
+        AttachError::NoRemoteStorage => ApiError::BadRequest(error.into()),
+        AttachError::Exists(..) => ApiError::Conflict(error.to_string()),
+        other => internal(other),
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(())))
+}
+
+async fn load(
+    State(server): AppState,
+    bearer: Bearer,
+    params: PathParams,
+) -> Result<(StatusCode, Json<()>), ApiError> {
+    let id = tenant_id(&bearer, &params)?;
+    let loaded = server.tenants.load_tenant(id).await;
+    loaded.map_err(|error| match error {
+        LoadTenantError::Exists(..) => ApiError::Conflict(error.to_string()),
+        LoadTenantError::NoDirectory(_) => not_found(error),
+        other => internal(other),
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(())))
+}
+
+fn detach_error(error: DetachError) -> ApiError {
+    match error {
+        DetachError::NoRemoteStorage => ApiError::BadRequest(error.into()),
+        other => internal(other),
+    }
+}
+
+/// Runs to its end even if the client does not wait for it.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this request with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+async fn detach(State(server): AppState, bearer: Bearer, params: PathParams) -> Result<Json<()>, ApiError> {
+    let id = tenant_id(&bearer, &params)?;
+    let tenants = Arc::clone(&server.tenants);
+    let detached = to_the_end(async move { tenants.detach_tenant(id).await }).await;
+    detached.map_err(detach_error)?;
+    Ok(Json(()))
+}
+
+async fn ignore(State(server): AppState, bearer: Bearer, params: PathParams) -> Result<Json<()>, ApiError> {
+    let id = tenant_id(&bearer, &params)?;
+    let tenants = Arc::clone(&server.tenants);
+    let ignored = to_the_end(async move { tenants.ignore_tenant(id).await }).await;
+    ignored.map_err(detach_error)?;
+    Ok(Json(()))
 }

@@ -1,14 +1,16 @@
 //! Routes of timelines.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use pageserver_api::models::{
-    GcResult, LayerMapInfo, TimelineCreateRequest, TimelineGcRequest, TimelineInfo, TimelineState,
+    GcResult, TimelineCreateRequest, TimelineGcRequest, TimelineInfo, TimelineState,
 };
 use pq_proto::replication;
 use utils::http::{ApiError, Bearer, JsonBody, PathParams, QueryParams};
@@ -25,6 +27,9 @@ use crate::timeline::gc::Retention;
 use crate::timeline::{self, Timeline};
 use crate::timestamp_search::{self, Found};
 
+/// How long the creation of a timeline waits for object storage.
+const CREATION_UPLOAD_MAX: Duration = Duration::from_secs(60);
+
 pub(super) fn routes() -> Router<Arc<Server>> {
     Router::new()
         .route("/v1/tenant/{tenant_id}/timeline", get(list).post(create))
@@ -35,10 +40,6 @@ pub(super) fn routes() -> Router<Arc<Server>> {
         .route(
             "/v1/tenant/{tenant_id}/timeline/{timeline_id}/get_lsn_by_timestamp",
             get(get_lsn_by_timestamp),
-        )
-        .route(
-            "/v1/tenant/{tenant_id}/timeline/{timeline_id}/layer",
-            get(list_layers),
         )
         .route(
             "/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint",
@@ -67,7 +68,7 @@ fn count_size(query: &QueryParams) -> Result<CountSize, ApiError> {
 }
 
 /// The timeline that the path names, after checking that the bearer may see it.
-fn find(server: &Server, bearer: &Bearer, params: &PathParams) -> Result<Arc<Timeline>, ApiError> {
+pub(super) fn find(server: &Server, bearer: &Bearer, params: &PathParams) -> Result<Arc<Timeline>, ApiError> {
     let tenant_id: TenantId = params.parse("tenant_id")?;
     let timeline_id: TimelineId = params.parse("timeline_id")?;
     check_permission(bearer, Some(tenant_id))?;
@@ -102,6 +103,15 @@ async fn show(
     Ok(Json(info(&server, &timeline, count_size(&query)?).await?))
 }
 
+/// What is acknowledged must survive the loss of this server.
+async fn wait_uploaded(timeline: &Timeline) -> Result<(), ApiError> {
+    timeline
+        .wait_uploaded(CREATION_UPLOAD_MAX)
+        .await
+        .context("the timeline was created, but is not in object storage yet")
+        .map_err(internal)
+}
+
 async fn create(
     State(server): AppState,
     bearer: Bearer,
@@ -131,11 +141,15 @@ async fn create(
     };
     match created {
         Ok(timeline) => {
+            wait_uploaded(&timeline).await?;
             let info = info(&server, &timeline, CountSize::No).await?;
             Ok((StatusCode::CREATED, Json(info)).into_response())
         }
         // Without a text: who repeats a request that was carried out takes this for success.
         Err(NewClusterError::Timeline(CreateTimelineError::AlreadyExists(_))) => {
+            if let Ok(timeline) = tenant.get_timeline(timeline_id) {
+                wait_uploaded(&timeline).await?;
+            }
             Ok((StatusCode::CONFLICT, Json(())).into_response())
         }
         Err(error) => Err(new_cluster_error(error)),
@@ -174,15 +188,6 @@ async fn get_lsn_by_timestamp(
         Found::Past => "past".to_owned(),
         Found::NoData => "nodata".to_owned(),
     }))
-}
-
-async fn list_layers(
-    State(server): AppState,
-    bearer: Bearer,
-    params: PathParams,
-) -> Result<Json<LayerMapInfo>, ApiError> {
-    let timeline = find(&server, &bearer, &params)?;
-    Ok(Json(timeline.layer_map_info()))
 }
 
 /// Refuses what only tests may do.

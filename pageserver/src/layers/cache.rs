@@ -90,11 +90,16 @@ impl PageCache {
         if let Some(file) = self.files.get(&layer.number()) {
             return Ok(file);
         }
-        let path = layer.path().to_owned();
-        let file = blocking::run(move || File::open(path))
-            .await
-            .map_err(LayerError::io("open", layer.path()))?;
-        let file = Arc::new(file);
+        // While it is pinned the file is not evicted; it is once the cache has it that it may go.
+        let _pin = layer.pin().await?;
+        let file = match open(layer).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && layer.residence().lost() => {
+                let _pin = layer.pin().await?;
+                open(layer).await
+            }
+            opened => opened,
+        };
+        let file = Arc::new(file.map_err(LayerError::io("open", layer.path()))?);
         self.files.insert(layer.number(), Arc::clone(&file));
         Ok(file)
     }
@@ -103,6 +108,11 @@ impl PageCache {
     pub fn forget(&self, layer_number: u64) {
         self.files.remove(&layer_number);
     }
+}
+
+async fn open(layer: &Layer) -> std::io::Result<File> {
+    let path = layer.path().to_owned();
+    blocking::run(move || File::open(path)).await
 }
 
 /// Checks and unpacks the block read from `offset`.

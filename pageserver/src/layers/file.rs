@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -16,10 +16,12 @@ use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
 
 use super::LayerError;
+use super::access::{AccessKind, ResidenceEvent};
 use super::block::Block;
 use super::cache::{self, PageCache};
 use super::format::{self, BLOCK_HEADER_LEN, BLOCK_LEN_MAX, BlockPointer, SUMMARY_LEN, Summary};
 use super::read_state::ReadState;
+use super::residence::{Pin, Residence};
 use super::writer::{DELTA_KEY_LEN, IMAGE_KEY_LEN, delta_key, split_delta_key};
 
 /// Deepest index there can be: every level divides by more than a hundred.
@@ -34,32 +36,35 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 pub struct Layer {
     number: u64,
     id: TenantTimelineId,
-    name: LayerFileName,
-    path: PathBuf,
-    file_len: u64,
+    residence: Arc<Residence>,
     cache: Arc<PageCache>,
     summary: OnceCell<Summary>,
     doomed: AtomicBool,
 }
 
 impl Layer {
-    /// The layer file `name` of the timeline `id` in `dir`, of `file_len` bytes. Nothing is read yet.
-    pub fn new(
+    /// A layer of the timeline `id`. Nothing is read yet.
+    pub fn new(cache: &Arc<PageCache>, id: TenantTimelineId, residence: Arc<Residence>) -> Arc<Self> {
+        Arc::new(Layer {
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            id,
+            residence,
+            cache: Arc::clone(cache),
+            summary: OnceCell::new(),
+            doomed: AtomicBool::new(false),
+        })
+    }
+
+    /// A layer of a timeline that has no remote half: the file `name` in `dir`, of `file_len` bytes.
+    pub fn local(
         cache: &Arc<PageCache>,
         dir: &Path,
         id: TenantTimelineId,
         (name, file_len): (LayerFileName, u64),
     ) -> Arc<Self> {
-        Arc::new(Layer {
-            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
-            id,
-            path: dir.join(name.to_string()),
-            name,
-            file_len,
-            cache: Arc::clone(cache),
-            summary: OnceCell::new(),
-            doomed: AtomicBool::new(false),
-        })
+        let path = dir.join(name.to_string());
+        let residence = Residence::new((name, file_len), path, None, ResidenceEvent::Loaded);
+        Layer::new(cache, id, residence)
     }
 
     /// Number of this layer, unique in the process.
@@ -69,22 +74,43 @@ impl Layer {
 
     /// Its name.
     pub fn name(&self) -> &LayerFileName {
-        &self.name
+        self.residence.name()
     }
 
-    /// Where the file is.
+    /// Where the file is when it is on the local disk.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.residence.path()
     }
 
     /// Its length in bytes.
     pub fn file_len(&self) -> u64 {
-        self.file_len
+        self.residence.file_len()
+    }
+
+    /// Where the file is, and who had use of it.
+    pub fn residence(&self) -> &Arc<Residence> {
+        &self.residence
+    }
+
+    /// Makes sure that the file is on the local disk, and stays while the result is held.
+    pub async fn pin(&self) -> Result<Pin, LayerError> {
+        self.residence.pin().await
+    }
+
+    /// Removes the file from the local disk, unless it is in use or nowhere else. Blocking.
+    ///
+    /// Returns whether it was removed.
+    pub fn evict(&self) -> Result<bool, LayerError> {
+        let evicted = self.residence.evict()?;
+        if evicted {
+            self.cache.forget(self.number);
+        }
+        Ok(evicted)
     }
 
     /// Length of the keys in its blocks.
     pub fn key_len(&self) -> usize {
-        if self.name.is_delta() {
+        if self.name().is_delta() {
             DELTA_KEY_LEN
         } else {
             IMAGE_KEY_LEN
@@ -99,7 +125,7 @@ impl Layer {
     /// The error that something in this file is wrong.
     pub fn damaged(&self, offset: u64, reason: String) -> LayerError {
         LayerError::Damaged {
-            path: self.path.clone(),
+            path: self.path().to_owned(),
             offset,
             reason,
         }
@@ -109,11 +135,13 @@ impl Layer {
         let raw = raw.first_chunk::<SUMMARY_LEN>();
         let raw = raw.ok_or_else(|| self.damaged(0, "the file is shorter than its summary".to_owned()))?;
         let found = Summary::decode(raw).map_err(|reason| self.damaged(0, reason))?;
-        let same = found.id == self.id && found.name == self.name && found.file_len == self.file_len;
+        let same = found.id == self.id && found.name == *self.name() && found.file_len == self.file_len();
         if !same || found.root_level == 0 || found.root_level > LEVELS_MAX {
             let reason = format!(
                 "in-file summary does not match expected summary. found {found:?}, expected {} of {}, {} bytes",
-                self.name, self.id, self.file_len
+                self.name(),
+                self.id,
+                self.file_len()
             );
             return Err(self.damaged(0, reason));
         }
@@ -167,7 +195,8 @@ impl Layer {
     /// Gives the versions of `state.key` from `floor` on and below `state.upper`, newest first, until it has
     /// enough. After it, everything from `floor` on has been found.
     pub async fn collect(&self, state: &mut ReadState, floor: Lsn) -> Result<(), LayerError> {
-        match &self.name {
+        self.residence.access.note(AccessKind::Reconstruct);
+        match self.name() {
             LayerFileName::Delta { .. } => self.collect_deltas(state, floor).await,
             LayerFileName::Image { lsn, .. } => self.collect_image(state, *lsn).await,
         }
@@ -220,6 +249,7 @@ impl Layer {
 
     /// Adds to `keys` those of `range` that have a version at an LSN below `upper`.
     pub async fn keys(&self, range: &Range<Key>, upper: Lsn, keys: &mut Vec<Key>) -> Result<(), LayerError> {
+        self.residence.access.note(AccessKind::KeyIter);
         let start = delta_key(range.start, Lsn(0));
         let end = delta_key(range.end, Lsn(0));
         let (start, end) = (&start[..self.key_len()], &end[..self.key_len()]);
@@ -257,13 +287,14 @@ impl Layer {
         Ok(pointers)
     }
 
-    /// All values from the start of the file on, past the cache. Blocking.
+    /// All values from the start of the file on, past the cache. Blocking; the caller has pinned the layer.
     pub fn scan(self: &Arc<Self>) -> Result<LayerScan, LayerError> {
-        let file = File::open(&self.path).map_err(LayerError::io("open", &self.path))?;
+        self.residence.access.note(AccessKind::Iter);
+        let file = File::open(self.path()).map_err(LayerError::io("open", self.path()))?;
         let mut file = BufReader::with_capacity(SCAN_BUFFER_BYTES, file);
         let mut raw = [0; SUMMARY_LEN];
         file.read_exact(&mut raw)
-            .map_err(LayerError::io("read", &self.path))?;
+            .map_err(LayerError::io("read", self.path()))?;
         let summary = self.check_summary(&raw)?;
         Ok(LayerScan {
             layer: Arc::clone(self),
@@ -276,12 +307,12 @@ impl Layer {
 }
 
 impl Layer {
-    /// Reads the whole file and checks every block of it. Blocking.
+    /// Reads the whole file and checks every block of it. Blocking; the caller has pinned the layer.
     pub fn scrub(self: &Arc<Self>) -> Result<(), LayerError> {
         let mut scan = self.scan()?;
         let announced = scan.values_left;
         let mut found = 0;
-        while scan.offset < self.file_len {
+        while scan.offset < self.file_len() {
             let block = scan.read_block()?;
             if block.level() == 0 {
                 found += block.key_count() as u64;
@@ -297,12 +328,17 @@ impl Layer {
 impl Drop for Layer {
     fn drop(&mut self) {
         self.cache.forget(self.number);
-        if !*self.doomed.get_mut() {
+        if !*self.doomed.get_mut() || !self.residence.is_local() {
             return;
         }
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            // It is found again at the next start, when it does no harm: see the module head of `layers`.
-            tracing::warn!(path = %self.path.display(), "cannot remove layer file: {error}");
+        match std::fs::remove_file(self.path()) {
+            // Gone with its whole timeline.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                // It is found again at the next start, when it does no harm: see the module head of `layers`.
+                tracing::warn!(path = %self.path().display(), "cannot remove layer file: {error}");
+            }
+            Ok(()) => {}
         }
     }
 }

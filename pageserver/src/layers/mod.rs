@@ -11,6 +11,7 @@
 //!   inherited from an ancestor too. What it does not hold does not exist at L.
 //! * A layer file never changes once it has its name. Everything in it is covered by checksums.
 
+pub mod access;
 pub mod block;
 pub mod budget;
 pub mod cache;
@@ -19,9 +20,15 @@ pub mod format;
 pub mod in_memory;
 pub mod map;
 pub mod read_state;
+pub mod residence;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pageserver_api::layer_name::LayerFileName;
+
+use crate::remote::DownloadError;
 
 /// A layer file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +52,14 @@ pub enum LayerError {
         offset: u64,
         /// What is wrong there.
         reason: String,
+    },
+    /// The layer is in object storage only and cannot be fetched.
+    #[error("cannot download layer {name}")]
+    Download {
+        /// The layer.
+        name: Box<LayerFileName>,
+        /// The cause, shared by all who waited.
+        source: Arc<DownloadError>,
     },
     /// A test asked for it.
     #[error("failpoint {0}")]

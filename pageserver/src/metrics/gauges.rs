@@ -22,6 +22,7 @@ pub fn gather(server: &Server) -> Vec<MetricFamily> {
         &gauges.last_record_lsn,
         &gauges.logical_size,
         &gauges.resident_size,
+        &gauges.read_depth,
         &gauges.tenant_states,
     ] {
         families.extend(gauge.collect());
@@ -38,6 +39,7 @@ struct Gauges {
     last_record_lsn: IntGaugeVec,
     logical_size: IntGaugeVec,
     resident_size: IntGaugeVec,
+    read_depth: IntGaugeVec,
     tenant_states: IntGaugeVec,
     ondisk_layers: IntGauge,
     materialized_cache_hits: IntCounterVec,
@@ -69,6 +71,11 @@ impl Gauges {
                 "Bytes of layer files on disk",
                 &TIMELINE_LABELS,
             ),
+            read_depth: gauge_vec(
+                "pageserver_read_depth_layers",
+                "Layer files a read may have to visit, as of the last compaction",
+                &TIMELINE_LABELS,
+            ),
             tenant_states: gauge_vec(
                 "pageserver_tenant_states_count",
                 "1 for the state each tenant is in",
@@ -98,10 +105,11 @@ impl Gauges {
             let labels = [tenant_id.clone(), timeline.timeline_id.to_string()];
             let set = |gauge: &IntGaugeVec, value: u64| gauge.with_label_values(&labels).set(value as i64);
             set(&self.last_record_lsn, timeline.last_record().last.0);
-            set(&self.resident_size, timeline.physical_size());
+            set(&self.resident_size, timeline.resident_size());
+            set(&self.read_depth, timeline.read_depth() as u64);
             let hits = self.materialized_cache_hits.with_label_values(&labels);
             hits.inc_by(timeline.remembered_page_hits());
-            self.ondisk_layers.add(timeline.layer_count() as i64);
+            self.ondisk_layers.add(timeline.resident_layer_count() as i64);
             let id = TenantTimelineId::new(tenant.id, timeline.timeline_id);
             if let Some(status) = server.receivers.status(id) {
                 set(&self.logical_size, status.logical_size().approximate());

@@ -1,14 +1,20 @@
 //! `import basebackup` and `import wal`: a cluster made elsewhere, as tar archives in COPY IN streams.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use postgres_backend::{Connection, CopyEnd, CopyReader, QueryError};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
 
 use super::command::{ImportBaseBackupRequest, ImportWalRequest};
 use crate::import::{self, ImportError};
 use crate::server::{Server, check_pg_version};
+use crate::timeline::Timeline;
 
 /// Bytes of an archive between the network and the import.
 const PIPE_BYTES: usize = 256 * 1024;
+/// How long an import waits for object storage to have it.
+const UPLOAD_MAX: Duration = Duration::from_secs(600);
 
 /// Makes a timeline of a base backup.
 pub async fn base_backup<S>(
@@ -36,7 +42,8 @@ where
     };
     let (sent, imported) = tokio::join!(pump(&mut reader, near), importing);
     outcome(sent, imported.map(drop))?;
-    unfinished.finish().await.map_err(anyhow::Error::from)?;
+    let timeline = unfinished.finish().await.map_err(anyhow::Error::from)?;
+    keep(&timeline).await?;
     connection.put_complete("SELECT 1");
     Ok(())
 }
@@ -69,8 +76,16 @@ where
     };
     let (sent, imported) = tokio::join!(pump(&mut reader, near), importing);
     outcome(sent, imported.map(drop))?;
+    keep(&timeline).await?;
     connection.put_complete("SELECT 1");
     Ok(())
+}
+
+/// Makes what was imported durable, here and in object storage: no safekeeper has it.
+async fn keep(timeline: &Arc<Timeline>) -> Result<(), QueryError> {
+    timeline.flush().await.map_err(anyhow::Error::from)?;
+    let uploaded = timeline.wait_uploaded(UPLOAD_MAX).await;
+    uploaded.map_err(|error| anyhow::Error::from(error).into())
 }
 
 /// Moves what the client sends into the pipe until the client ends its stream. When nobody reads the

@@ -126,6 +126,7 @@ impl Tenant {
             id: TenantTimelineId::new(self.id, id),
             dir: dir.clone(),
             metadata,
+            index: None,
             ancestor,
             config: Arc::clone(&self.config),
             context: Arc::clone(&self.context),
@@ -193,14 +194,8 @@ async fn branch_start(ancestor: &Timeline, spec: &BranchSpec) -> Result<RecordLs
 /// Mark, then directory.
 fn start_files(dir: &Path) -> Result<(), CreateTimelineError> {
     let mark = paths::uninit_mark(dir);
-    let parent = dir.parent().expect("a timeline is in its tenant's directory");
     paths::remove_unfinished_timeline(dir)?;
-    std::fs::File::create(&mark).map_err(|source| CrashsafeError {
-        action: "create file",
-        path: mark,
-        source,
-    })?;
-    crashsafe::fsync_dir(parent)?;
+    paths::create_mark(&mark)?;
     fail::fail_point!("after-timeline-uninit-mark-creation", |_| {
         Err(CreateTimelineError::Failpoint(
             "after-timeline-uninit-mark-creation",

@@ -1,19 +1,30 @@
-//! Reading a tenant from disk at start: what a crash left behind is removed, ancestors come before branches.
+//! Finding a tenant's timelines, on disk and in object storage, at start and when it is attached.
+//!
+//! What a crash left behind is removed, ancestors come before branches. Object storage is read even if all seems
+//! to be here: another process may have come farther, or have deleted a timeline.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
+use remote_storage::{GenericRemoteStorage, Retryable, pause_after};
 use utils::crashsafe::{self, CrashsafeError, TEMP_SUFFIX};
-use utils::id::{TenantTimelineId, TimelineId};
+use utils::id::{TenantId, TenantTimelineId, TimelineId};
 
-use super::{Tenant, paths};
+use super::{Tenant, TenantState, paths};
 use crate::layers::LayerError;
+use crate::remote::download::{self, DownloadError};
+use crate::remote::index::IndexPart;
+use crate::remote::retry;
 use crate::timeline::metadata::{self, DecodeMetadataError, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineParts};
 
-/// A tenant cannot be read from disk.
+/// Indexes of one tenant that are downloaded at the same time.
+const INDEX_DOWNLOADS_MAX: usize = 16;
+
+/// A tenant cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The operating system refused.
@@ -38,6 +49,15 @@ pub enum LoadError {
         /// What is wrong with it.
         source: DecodeMetadataError,
     },
+    /// What object storage has cannot be used.
+    #[error("cannot load from object storage")]
+    Remote(#[from] DownloadError),
+    /// There is nothing to attach.
+    #[error("no timelines found on the remote storage")]
+    NothingRemote,
+    /// The tenant is being stopped.
+    #[error("the tenant is shutting down")]
+    Stopping,
     /// A timeline's ancestor is missing, or its own descendant.
     #[error("timeline {timeline} has ancestor {ancestor}, which cannot be loaded before it")]
     Ancestor {
@@ -55,18 +75,106 @@ impl LoadError {
     }
 }
 
+/// A timeline of which there is something, here or in object storage.
+struct Found {
+    metadata: TimelineMetadata,
+    index: Option<IndexPart>,
+}
+
 impl Tenant {
-    /// Reads all timelines from disk. Blocking.
-    pub(super) fn load_timelines(&self) -> Result<(), LoadError> {
-        let mut waiting = read_timelines_dir(&paths::timelines_dir(&self.dir))?;
+    /// Finds all timelines, here and in object storage, and makes them visible together.
+    ///
+    /// What object storage refuses for now is asked for until the tenant is stopped.
+    pub(super) async fn load_timelines(self: &Arc<Self>) -> Result<(), LoadError> {
+        let dir = paths::timelines_dir(&self.dir);
+        let mut local = utils::blocking::run(move || read_timelines_dir(&dir)).await?;
+        let mut indexes = match self.context.remote.clone() {
+            Some(storage) => self.find_remote(&storage).await?,
+            None => BTreeMap::new(),
+        };
+        for (id, index) in indexes.extract_if(.., |_, index| index.deleted_at.is_some()) {
+            tracing::info!(tenant_id = %self.id, timeline_id = %id,
+                "resuming the deletion begun at {}", index.deleted_at.unwrap_or_default());
+            local.remove(&id);
+            self.resume_deletion(id).await?;
+        }
+        if local.is_empty() && indexes.is_empty() && self.state() == TenantState::Attaching {
+            return Err(LoadError::NothingRemote);
+        }
+        let tenant = Arc::clone(self);
+        let timelines = utils::blocking::run(move || {
+            let found = tenant.merge(local, indexes)?;
+            tenant.make_timelines(found)
+        })
+        .await?;
+        fail::fail_point!("attach-before-register");
+        let mut registered = self.timelines.write();
+        assert!(registered.is_empty(), "{self:?} is loaded once");
+        *registered = timelines;
+        Ok(())
+    }
+
+    /// The indexes of all timelines in object storage.
+    async fn find_remote(
+        &self,
+        storage: &GenericRemoteStorage,
+    ) -> Result<BTreeMap<TimelineId, IndexPart>, LoadError> {
+        let mut failures = 0_u32;
         loop {
-            let next = next_loadable(&waiting, &self.timelines.read());
-            let Some((id, metadata)) = next else {
-                break;
+            let error = match download_indexes((storage, &self.cancel), self.id).await {
+                Ok(indexes) => return Ok(indexes),
+                Err(DownloadError::Stopping) => return Err(LoadError::Stopping),
+                Err(error) if error.is_permanent() => return Err(error.into()),
+                Err(error) => error,
             };
-            waiting.remove(&id);
+            failures = failures.saturating_add(1);
+            let what = format!("tenant {}: cannot read its indexes", self.id);
+            retry::log_failure(&what, failures, &error);
+            tokio::select! {
+                () = tokio::time::sleep(pause_after(failures)) => {}
+                () = self.cancel.cancelled() => return Err(LoadError::Stopping),
+            }
+        }
+    }
+
+    /// Both sides together: whichever has come farther counts. Metadata that only object storage has is
+    /// written here. Blocking.
+    fn merge(
+        &self,
+        mut local: BTreeMap<TimelineId, TimelineMetadata>,
+        indexes: BTreeMap<TimelineId, IndexPart>,
+    ) -> Result<BTreeMap<TimelineId, Found>, LoadError> {
+        let mut found = BTreeMap::new();
+        for (id, index) in indexes {
+            let here = local.remove(&id);
+            let metadata = newer(here, index.metadata);
+            if here != Some(metadata) {
+                let dir = paths::timeline_dir(&self.dir, id);
+                crashsafe::create_dir_all(&dir)?;
+                fail::fail_point!("attach-before-write-metadata");
+                metadata.write(&dir)?;
+            }
+            let index = Some(index);
+            found.insert(id, Found { metadata, index });
+        }
+        let only_here = |(id, metadata)| {
+            let index = None;
+            (id, Found { metadata, index })
+        };
+        found.extend(local.into_iter().map(only_here));
+        Ok(found)
+    }
+
+    /// Makes the timelines, ancestors first. Blocking.
+    fn make_timelines(
+        &self,
+        mut waiting: BTreeMap<TimelineId, Found>,
+    ) -> Result<BTreeMap<TimelineId, Arc<Timeline>>, LoadError> {
+        let mut made: BTreeMap<TimelineId, Arc<Timeline>> = BTreeMap::new();
+        while let Some(id) = next_loadable(&waiting, &made) {
+            let Found { metadata, index } = waiting.remove(&id).expect("it was found there");
             let ancestor = metadata.ancestor.map(|(ancestor, lsn)| {
-                let ancestor = Arc::clone(&self.timelines.read()[&ancestor]);
+                let ancestor = Arc::clone(&made[&ancestor]);
                 ancestor.keep_branch_point(id, lsn);
                 ancestor
             });
@@ -74,32 +182,71 @@ impl Tenant {
                 id: TenantTimelineId::new(self.id, id),
                 dir: paths::timeline_dir(&self.dir, id),
                 metadata,
+                index: index.clone(),
                 ancestor,
                 config: Arc::clone(&self.config),
                 context: Arc::clone(&self.context),
             });
-            timeline.load_layers()?;
-            self.timelines.write().insert(id, timeline);
+            timeline.load_layers(index.as_ref())?;
+            made.insert(id, timeline);
         }
         match waiting.iter().next() {
-            None => Ok(()),
-            Some((timeline, metadata)) => Err(LoadError::Ancestor {
+            None => Ok(made),
+            Some((timeline, found)) => Err(LoadError::Ancestor {
                 timeline: *timeline,
-                ancestor: metadata.ancestor.map(|(id, _)| id).unwrap_or_default(),
+                ancestor: found.metadata.ancestor.map(|(id, _)| id).unwrap_or_default(),
             }),
         }
     }
 }
 
+/// The indexes of all timelines of the tenant that have one. Fails as a whole.
+async fn download_indexes(
+    source: download::Source<'_>,
+    tenant: TenantId,
+) -> Result<BTreeMap<TimelineId, IndexPart>, DownloadError> {
+    let ids = download::list_timelines(source, tenant).await?;
+    let indexes: Vec<(TimelineId, Option<IndexPart>)> = futures::stream::iter(ids)
+        .map(|id| async move {
+            let index = download::download_index(source, TenantTimelineId::new(tenant, id)).await?;
+            Ok::<_, DownloadError>((id, index))
+        })
+        .buffer_unordered(INDEX_DOWNLOADS_MAX)
+        .try_collect()
+        .await?;
+    // Without an index there may be layers, of a timeline whose creation never ended.
+    let with_index = indexes.into_iter().filter_map(|(id, index)| Some((id, index?)));
+    Ok(with_index.collect())
+}
+
+/// The metadata to go on from.
+fn newer(here: Option<TimelineMetadata>, there: TimelineMetadata) -> TimelineMetadata {
+    let Some(here) = here else { return there };
+    let base = if there.disk_consistent_lsn > here.disk_consistent_lsn {
+        there
+    } else {
+        here
+    };
+    TimelineMetadata {
+        // Layers below either cutoff may be gone.
+        latest_gc_cutoff_lsn: here.latest_gc_cutoff_lsn.max(there.latest_gc_cutoff_lsn),
+        ..base
+    }
+}
+
 /// A timeline whose ancestor, if it has one, is there already.
 fn next_loadable(
-    waiting: &BTreeMap<TimelineId, TimelineMetadata>,
-    loaded: &BTreeMap<TimelineId, Arc<Timeline>>,
-) -> Option<(TimelineId, TimelineMetadata)> {
-    waiting
-        .iter()
-        .find(|(_, metadata)| metadata.ancestor.is_none_or(|(id, _)| loaded.contains_key(&id)))
-        .map(|(id, metadata)| (*id, *metadata))
+    waiting: &BTreeMap<TimelineId, Found>,
+    made: &BTreeMap<TimelineId, Arc<Timeline>>,
+) -> Option<TimelineId> {
+    let is_loadable = |found: &Found| {
+        found
+            .metadata
+            .ancestor
+            .is_none_or(|(id, _)| made.contains_key(&id))
+    };
+    let next = waiting.iter().find(|(_, found)| is_loadable(found));
+    next.map(|(id, _)| *id)
 }
 
 /// Names in a directory; those that are not UTF-8 are none of ours. A missing directory is empty.
@@ -146,10 +293,11 @@ fn read_timelines_dir(dir: &Path) -> Result<BTreeMap<TimelineId, TimelineMetadat
     Ok(found)
 }
 
-/// The metadata of a timeline; `None` for an empty directory, which is removed: its mark was lost
-/// in a crash before anything was in it.
+/// The metadata of a timeline; `None` for a directory without anything of worth, which is removed: a crash
+/// came before there was metadata in it.
 fn read_metadata(dir: &Path) -> Result<Option<TimelineMetadata>, LoadError> {
-    if list_dir(dir)?.is_empty() {
+    let names = list_dir(dir)?;
+    if names.iter().all(|name| name.ends_with(TEMP_SUFFIX)) {
         crashsafe::remove_dir_all(dir)?;
         return Ok(None);
     }

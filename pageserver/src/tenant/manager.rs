@@ -13,6 +13,7 @@ use utils::id::TenantId;
 use super::load::{LoadError, list_dir};
 use super::{Tenant, TenantParts, TenantState, TimelineListener, config, paths};
 use crate::context::StoreContext;
+use crate::remote::retry::error_chain;
 
 /// What the manager is made from.
 pub struct TenantManagerConfig {
@@ -114,7 +115,7 @@ impl TenantManager {
         let (made, settings) = (dir.clone(), overrides.clone());
         blocking::run(move || create_files(&made, &settings)).await?;
         let tenant = self.make(id, dir, overrides);
-        self.tenants.write().insert(id, Arc::clone(&tenant));
+        self.insert(&tenant);
         tenant.activate();
         Ok(tenant)
     }
@@ -126,7 +127,7 @@ impl TenantManager {
     pub async fn load_all(&self) -> Result<(), LoadError> {
         let workdir = self.config.workdir.clone();
         let found = blocking::run(move || find_tenants(&workdir)).await?;
-        let mut loading = tokio::task::JoinSet::new();
+        let mut loading = Vec::new();
         for id in found {
             let dir = paths::tenant_dir(&self.config.workdir, id);
             let (overrides, broken) = match config::read(&dir) {
@@ -134,19 +135,24 @@ impl TenantManager {
                 Err(error) => (TenantConfigOverrides::default(), Some(error_chain(&error))),
             };
             let tenant = self.make(id, dir, overrides);
-            self.tenants.write().insert(id, Arc::clone(&tenant));
+            tenant.note_attaching();
+            self.insert(&tenant);
             match broken {
                 Some(reason) => tenant.set_broken(reason),
-                None => drop(loading.spawn(load_tenant(tenant))),
+                None => tenant.start_loading(),
             }
+            loading.push(tenant.watch_state());
         }
-        while let Some(loaded) = loading.join_next().await {
-            loaded.expect("loading a tenant does not panic");
+        for mut state in loading {
+            let is_settled =
+                |state: &TenantState| !matches!(state, TenantState::Loading | TenantState::Attaching);
+            // An error means that the tenant is gone, which settles it, too.
+            let _ = state.wait_for(is_settled).await;
         }
         Ok(())
     }
 
-    fn make(&self, id: TenantId, dir: PathBuf, overrides: TenantConfigOverrides) -> Arc<Tenant> {
+    pub(super) fn make(&self, id: TenantId, dir: PathBuf, overrides: TenantConfigOverrides) -> Arc<Tenant> {
         Tenant::new(TenantParts {
             id,
             dir,
@@ -155,6 +161,37 @@ impl TenantManager {
             defaults: self.config.default_tenant_config.clone(),
             overrides,
         })
+    }
+
+    /// What all tenants share.
+    pub(super) fn context(&self) -> &Arc<StoreContext> {
+        &self.config.context
+    }
+
+    /// Directory of the server.
+    pub(super) fn workdir(&self) -> &Path {
+        &self.config.workdir
+    }
+
+    /// Where the tenant's files are, if there are any.
+    pub(super) fn tenant_dir(&self, id: TenantId) -> PathBuf {
+        paths::tenant_dir(&self.config.workdir, id)
+    }
+
+    /// While it is held, no tenant appears.
+    pub(super) async fn lock_changes(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.creation.lock().await
+    }
+
+    /// Makes the tenant known.
+    pub(super) fn insert(&self, tenant: &Arc<Tenant>) {
+        let before = self.tenants.write().insert(tenant.id, Arc::clone(tenant));
+        assert!(before.is_none(), "{tenant:?} was made twice");
+    }
+
+    /// Forgets a tenant that was stopped.
+    pub(super) fn forget(&self, id: TenantId) {
+        self.tenants.write().remove(&id);
     }
 
     /// Stops all tenants, all at once, and waits for them.
@@ -169,14 +206,6 @@ impl TenantManager {
     }
 }
 
-async fn load_tenant(tenant: Arc<Tenant>) {
-    let reader = Arc::clone(&tenant);
-    match blocking::run(move || reader.load_timelines()).await {
-        Ok(()) => tenant.activate(),
-        Err(error) => tenant.set_broken(error_chain(&error)),
-    }
-}
-
 /// Ids of all tenants on disk, after removing what a crash left behind.
 fn find_tenants(workdir: &Path) -> Result<Vec<TenantId>, LoadError> {
     let dir = paths::tenants_dir(workdir);
@@ -186,23 +215,14 @@ fn find_tenants(workdir: &Path) -> Result<Vec<TenantId>, LoadError> {
         if name.ends_with(TEMP_SUFFIX) {
             crashsafe::remove_dir_all(&path)?;
         } else if let Ok(id) = name.parse() {
-            found.push(id);
+            if !paths::ignored_mark(&path).exists() {
+                found.push(id);
+            }
         } else {
             tracing::warn!(dir = %dir.display(), "unrecognized name {name:?}");
         }
     }
     Ok(found)
-}
-
-/// An error with its causes, for people.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Makes the tenant's directory under a temporary name and renames it.

@@ -5,9 +5,15 @@
 //!   removed when the tenant is loaded. Removing the mark is what makes a timeline exist.
 //! * A timeline is in the map before anybody can ask for it, and leaves the map before its files go.
 //! * A branch keeps its ancestor from being deleted.
+//! * With object storage, what it has counts: a timeline is there if it has an index that is not marked as
+//!   deleted. The directory here is a cache of it, and holds what is not uploaded yet.
+//! * The timelines of a tenant become visible together.
 
+mod attach;
 pub mod config;
 mod create;
+mod delete;
+pub mod disk_usage;
 mod load;
 mod manager;
 mod paths;
@@ -21,10 +27,14 @@ use arc_swap::ArcSwap;
 use pageserver_api::tenant_config::{TenantConfig, TenantConfigOverrides};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use utils::crashsafe::CrashsafeError;
 use utils::id::{TenantId, TenantTimelineId, TimelineId};
 
+pub use self::attach::{AttachError, DetachError, LoadTenantError};
 pub use self::create::{BranchSpec, CreateTimelineError, UninitTimeline};
+pub use self::delete::DeleteTimelineError;
 pub use self::load::LoadError;
 pub use self::manager::{CreateTenantError, GetTenantError, TenantManager, TenantManagerConfig};
 use crate::context::StoreContext;
@@ -66,20 +76,6 @@ pub trait TimelineListener: Send + Sync {
     fn timeline_active(&self, timeline: &Arc<Timeline>);
 }
 
-/// The timeline is not there or cannot be deleted.
-#[derive(Debug, thiserror::Error)]
-pub enum DeleteTimelineError {
-    /// No such timeline.
-    #[error("timeline not found")]
-    NotFound,
-    /// Branches need it.
-    #[error("Cannot delete timeline which has child timelines")]
-    HasBranches,
-    /// The files could not be removed.
-    #[error("cannot remove the files of the timeline")]
-    Files(#[from] CrashsafeError),
-}
-
 /// No timeline of this name.
 #[derive(Debug, Clone, Copy, Eq, PartialEq, thiserror::Error)]
 #[error("Timeline {0} was not found")]
@@ -99,6 +95,10 @@ pub struct Tenant {
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
     /// Ids of timelines being created, so that nobody else creates them.
     creating: Mutex<BTreeSet<TimelineId>>,
+    /// Fires when the tenant stops.
+    cancel: CancellationToken,
+    /// Loading, attaching, and removing what is in object storage.
+    tasks: TaskTracker,
 }
 
 /// What a tenant is made from.
@@ -134,6 +134,8 @@ impl Tenant {
             state: watch::Sender::new(TenantState::Loading),
             timelines: RwLock::default(),
             creating: Mutex::default(),
+            cancel: CancellationToken::new(),
+            tasks: TaskTracker::new(),
         })
     }
 
@@ -182,31 +184,30 @@ impl Tenant {
         found.ok_or(TimelineNotFound(TenantTimelineId::new(self.id, id)))
     }
 
-    /// Stops the timeline and removes its files.
-    pub async fn delete_timeline(&self, id: TimelineId) -> Result<(), DeleteTimelineError> {
-        let timeline = self.get_timeline(id).map_err(|_| DeleteTimelineError::NotFound)?;
-        {
-            let mut timelines = self.timelines.write();
-            if !timeline.branch_points().is_empty() {
-                return Err(DeleteTimelineError::HasBranches);
-            }
-            timelines.remove(&id).ok_or(DeleteTimelineError::NotFound)?;
-        }
-        timeline.stop().await;
-        if let Some((ancestor, _)) = timeline.ancestor() {
-            ancestor.remove_branch_point(id);
-        }
-        let dir = timeline.dir().to_owned();
-        utils::blocking::run(move || paths::remove_timeline_dir(&dir)).await?;
-        Ok(())
-    }
-
     /// Stops all timelines: ends their tasks, then writes out what they have in memory.
     pub async fn shutdown(&self) {
         self.state.send_replace(TenantState::Stopping);
-        for timeline in self.timelines() {
+        self.end_tasks().await;
+        let stopping = self.timelines().into_iter().map(|timeline| async move {
             timeline.shutdown().await;
-        }
+        });
+        futures::future::join_all(stopping).await;
+    }
+
+    /// Stops all timelines. Versions in memory are not written out, nor layers uploaded.
+    async fn stop(&self) {
+        self.state.send_replace(TenantState::Stopping);
+        self.end_tasks().await;
+        let stopping = self.timelines().into_iter().map(|timeline| async move {
+            timeline.stop().await;
+        });
+        futures::future::join_all(stopping).await;
+    }
+
+    async fn end_tasks(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Marks the tenant as unusable.

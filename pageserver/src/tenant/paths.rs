@@ -33,11 +33,33 @@ pub fn uninit_mark(timeline_dir: &Path) -> PathBuf {
     crashsafe::with_suffix(timeline_dir, UNINIT_SUFFIX)
 }
 
-/// Removes a timeline that exists, so that after a crash it is there whole or not at all. Blocking.
-pub fn remove_timeline_dir(timeline_dir: &Path) -> Result<(), CrashsafeError> {
-    let temp = crashsafe::with_suffix(timeline_dir, TEMP_SUFFIX);
+/// The file whose presence says that the tenant in `tenant_dir` is being fetched from object storage.
+pub fn attaching_mark(tenant_dir: &Path) -> PathBuf {
+    tenant_dir.join("attaching")
+}
+
+/// The file whose presence says that the tenant in `tenant_dir` is to be left alone.
+pub fn ignored_mark(tenant_dir: &Path) -> PathBuf {
+    tenant_dir.join("___ignored_tenant")
+}
+
+/// Makes an empty file, durably. Blocking.
+pub fn create_mark(mark: &Path) -> Result<(), CrashsafeError> {
+    std::fs::File::create(mark).map_err(|source| CrashsafeError {
+        action: "create file",
+        path: mark.to_owned(),
+        source,
+    })?;
+    crashsafe::fsync_dir(mark.parent().expect("a mark is in a directory"))
+}
+
+/// Removes a directory with everything in it, so that after a crash it is there whole or not at all. Blocking.
+pub fn remove_whole_dir(dir: &Path) -> Result<(), CrashsafeError> {
+    let temp = crashsafe::with_suffix(dir, TEMP_SUFFIX);
     crashsafe::remove_dir_all(&temp)?;
-    crashsafe::rename(timeline_dir, &temp)?;
+    fail::fail_point!("before-remove-dir");
+    crashsafe::rename(dir, &temp)?;
+    fail::fail_point!("after-remove-dir");
     crashsafe::remove_dir_all(&temp)
 }
 

@@ -20,7 +20,9 @@ use utils::lsn::Lsn;
 use super::{ReadError, Timeline};
 use crate::layers::LayerError;
 use crate::layers::file::{Layer, LayerScan, ScannedValue};
+use crate::layers::residence::Pin;
 use crate::layers::writer::{DeltaLayerWriter, WrittenLayer};
+use crate::task_kind::TaskKind;
 
 /// Level 0 layers merged at once; bounds open files and buffers.
 const L0_MERGE_MAX: usize = 64;
@@ -43,17 +45,57 @@ impl Timeline {
     /// Rewrites layers as far as the tenant's settings ask for.
     pub async fn compact(self: &Arc<Self>) -> Result<(), CompactionError> {
         let _turn = self.housekeeping_turn.lock().await;
-        self.compact_l0().await?;
-        self.create_images().await
+        // Neither step depends on the other: what one cannot read, the other may not need.
+        let (l0, images) = (self.compact_l0().await, self.create_images().await);
+        self.note_read_depth();
+        l0.and(images)
     }
 
+    /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error, and divides the
+    /// others: what is merged must have all versions between its ends.
     async fn compact_l0(self: &Arc<Self>) -> Result<(), CompactionError> {
+        let mut unreadable = HashSet::new();
+        let mut first_error = None;
+        loop {
+            let Err(error) = self.compact_l0_but(&unreadable).await else {
+                return first_error.map_or(Ok(()), Err);
+            };
+            let Some(layer) = self.layer_of(&error).filter(|name| !unreadable.contains(name)) else {
+                return Err(error);
+            };
+            tracing::error!(tenant_id = %self.tenant_id, timeline_id = %self.timeline_id,
+                "layer {layer} cannot be compacted, the others are");
+            unreadable.insert(layer);
+            first_error = first_error.or(Some(error));
+        }
+    }
+
+    /// The layer that an error is about.
+    fn layer_of(&self, error: &CompactionError) -> Option<LayerFileName> {
+        let CompactionError::Layer(error) = error else {
+            return None;
+        };
+        let (LayerError::Damaged { path, .. } | LayerError::Io { path, .. }) = error else {
+            let LayerError::Download { name, .. } = error else {
+                return None;
+            };
+            return Some((**name).clone());
+        };
+        path.file_name()?.to_str()?.parse().ok()
+    }
+
+    async fn compact_l0_but(
+        self: &Arc<Self>,
+        unreadable: &HashSet<LayerFileName>,
+    ) -> Result<(), CompactionError> {
         let config = self.config();
         let files = self.layers.load().files.clone();
-        if files.l0().len() < config.compaction_threshold.max(1) {
+        let runs = files.l0().split(|layer| unreadable.contains(layer.name()));
+        let longest = runs.max_by_key(|run| run.len()).unwrap_or_default();
+        if longest.len() < config.compaction_threshold.max(1) {
             return Ok(());
         }
-        let merged = files.l0()[..files.l0().len().min(L0_MERGE_MAX)].to_vec();
+        let merged = longest[..longest.len().min(L0_MERGE_MAX)].to_vec();
         let spec = PieceSpec {
             dir: self.dir.clone(),
             id: self.id(),
@@ -62,9 +104,11 @@ impl Timeline {
             existing: files.iter().map(|layer| layer.name().clone()).collect(),
         };
         let removed = merged.iter().map(|layer| layer.name().clone()).collect();
+        let pins = pin_all(&merged).await?;
+        let task_kind = TaskKind::current();
         let written = utils::blocking::run(move || -> Result<_, CompactionError> {
-            let dir = spec.dir.clone();
-            let written = merge(&merged, spec)?;
+            let (dir, _pins) = (spec.dir.clone(), pins);
+            let written = task_kind.sync_scope(|| merge(&merged, spec))?;
             fail::fail_point!("compaction-before-sync");
             crashsafe::fsync_dir(&dir)?;
             fail::fail_point!("compaction-after-sync");
@@ -81,9 +125,16 @@ impl Timeline {
         let mut layers = (*self.layers.load_full()).clone();
         let doomed = layers.files.iter().filter(|layer| removed.contains(layer.name()));
         doomed.for_each(|layer| layer.doom());
-        layers.files = layers.files.changed(self.open_files(added), &removed);
+        let added = self.open_files(added);
+        self.schedule_upload(&added, removed.iter().cloned().collect(), None);
+        layers.files = layers.files.changed(added, &removed);
         self.layers.store(Arc::new(layers));
     }
+}
+
+/// Brings the files of all layers to the local disk, and keeps them there.
+async fn pin_all(layers: &[Arc<Layer>]) -> Result<Vec<Pin>, LayerError> {
+    futures::future::try_join_all(layers.iter().map(|layer| layer.pin())).await
 }
 
 fn lsn_span(layers: &[Arc<Layer>]) -> Range<Lsn> {

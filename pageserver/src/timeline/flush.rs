@@ -19,8 +19,10 @@ use super::Timeline;
 use super::layer_set::FrozenLayer;
 use super::metadata::TimelineMetadata;
 use crate::layers::LayerError;
+use crate::layers::access::ResidenceEvent;
 use crate::layers::file::Layer;
 use crate::layers::in_memory::InMemoryLayer;
+use crate::layers::residence::Residence;
 use crate::layers::writer::{DeltaLayerWriter, ImageLayerWriter, WrittenLayer};
 
 /// Pause after a failed flush, doubled with each failure.
@@ -120,7 +122,7 @@ impl Timeline {
             });
             *metadata = self.save_metadata(frozen.end).await?;
             fail::fail_point!("checkpoint-after-saving-metadata");
-            self.replace_frozen(&frozen, written);
+            self.replace_frozen(&frozen, written, *metadata);
         }
         Ok(())
     }
@@ -164,6 +166,11 @@ impl Timeline {
         Ok(metadata)
     }
 
+    /// What the metadata file says.
+    pub(crate) async fn saved_metadata(&self) -> TimelineMetadata {
+        *self.saved_metadata.lock().await
+    }
+
     /// Makes the present cutoff durable.
     pub(super) async fn save_cutoff(&self) -> Result<(), CrashsafeError> {
         let mut saved = self.saved_metadata.lock().await;
@@ -175,6 +182,7 @@ impl Timeline {
             prev: saved.prev_record_lsn.unwrap_or_default(),
         };
         *saved = self.save_metadata(end).await?;
+        self.schedule_upload(&[], Vec::new(), Some(*saved));
         Ok(())
     }
 
@@ -182,11 +190,12 @@ impl Timeline {
     pub(crate) async fn save_first_metadata(&self) -> Result<(), CrashsafeError> {
         let mut saved = self.saved_metadata.lock().await;
         *saved = self.save_metadata(self.last_record()).await?;
+        self.schedule_upload(&[], Vec::new(), Some(*saved));
         Ok(())
     }
 
     /// The files take the place of the oldest frozen layer.
-    fn replace_frozen(&self, frozen: &FrozenLayer, written: Vec<WrittenLayer>) {
+    fn replace_frozen(&self, frozen: &FrozenLayer, written: Vec<WrittenLayer>, metadata: TimelineMetadata) {
         let state = self.write_state.lock();
         let mut layers = (*self.layers.load_full()).clone();
         let first = layers.frozen.remove(0);
@@ -194,9 +203,9 @@ impl Timeline {
             first.end, frozen.end,
             "layers are flushed in the order in which they are frozen"
         );
-        layers.files = layers
-            .files
-            .changed(self.open_files(written), &Default::default());
+        let added = self.open_files(written);
+        self.schedule_upload(&added, Vec::new(), Some(metadata));
+        layers.files = layers.files.changed(added, &Default::default());
         self.layers.store(Arc::new(layers));
         drop(state);
         self.disk_consistent.advance(frozen.end.last);
@@ -205,15 +214,16 @@ impl Timeline {
 
     /// Layers for files just written.
     pub(super) fn open_files(&self, written: Vec<WrittenLayer>) -> Vec<Arc<Layer>> {
-        let open = |written: WrittenLayer| {
-            Layer::new(
-                &self.context.cache,
-                &self.dir,
-                self.id(),
-                (written.name, written.file_len),
-            )
-        };
+        let open = |written| self.open_file(written, ResidenceEvent::Created);
         written.into_iter().map(open).collect()
+    }
+
+    /// The layer of a file known since `event`.
+    pub(super) fn open_file(&self, layer: WrittenLayer, event: ResidenceEvent) -> Arc<Layer> {
+        let path = self.dir.join(layer.name.to_string());
+        let named = (layer.name, layer.file_len);
+        let residence = Residence::new(named, path, self.remote.clone(), event);
+        Layer::new(&self.context.cache, self.id(), residence)
     }
 }
 

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pageserver_api::tenant_config::EvictionPolicy;
+
 use super::Timeline;
 use super::gc::Retention;
 use crate::layers::LayerError;
+use crate::layers::file::Layer;
+use crate::task_kind::TaskKind;
 
 /// How often a task whose period is 0, that is, which is off, looks whether that has changed.
 const OFF_CHECK_PERIOD: Duration = Duration::from_secs(10);
@@ -14,27 +18,56 @@ const OFF_CHECK_PERIOD: Duration = Duration::from_secs(10);
 enum Job {
     Compaction,
     Gc,
+    Eviction,
+}
+
+impl Job {
+    fn task_kind(self) -> TaskKind {
+        match self {
+            Job::Compaction => TaskKind::Compaction,
+            Job::Gc => TaskKind::GarbageCollector,
+            Job::Eviction => TaskKind::Eviction,
+        }
+    }
+}
+
+async fn scrub_layer(layer: &Arc<Layer>) -> Result<(), LayerError> {
+    let pin = layer.pin().await?;
+    let layer = Arc::clone(layer);
+    utils::blocking::run(move || {
+        let _pin = pin;
+        layer.scrub()
+    })
+    .await
 }
 
 impl Timeline {
     pub(super) fn start_housekeeping(self: &Arc<Self>) {
-        for job in [Job::Compaction, Job::Gc] {
+        for job in [Job::Compaction, Job::Gc, Job::Eviction] {
             let timeline = Arc::clone(self);
-            self.spawn(async move {
+            self.spawn(job.task_kind().scope(async move {
                 let stopping = timeline.cancel.clone();
                 tokio::select! {
                     () = stopping.cancelled() => {}
                     () = timeline.repeat(job) => {}
                 }
-            });
+            }));
         }
     }
 
     /// Reads all layer files of the timeline and returns what is wrong with them.
     pub async fn scrub(&self) -> Vec<LayerError> {
         let files = self.layers.load().files.clone();
-        let check = move || files.iter().filter_map(|layer| layer.scrub().err()).collect();
-        utils::blocking::run(check).await
+        let mut found = Vec::new();
+        for layer in files.iter() {
+            let was_local = layer.residence().is_local();
+            found.extend(scrub_layer(layer).await.err());
+            if !was_local {
+                let layer = Arc::clone(layer);
+                found.extend(utils::blocking::run(move || layer.evict()).await.err());
+            }
+        }
+        found
     }
 
     async fn repeat(self: &Arc<Self>, job: Job) {
@@ -64,6 +97,10 @@ impl Timeline {
         match job {
             Job::Compaction => config.compaction_period,
             Job::Gc => config.gc_period,
+            Job::Eviction => match config.eviction_policy {
+                EvictionPolicy::NoEviction => Duration::ZERO,
+                EvictionPolicy::LayerAccessThreshold { period, .. } => period,
+            },
         }
     }
 
@@ -77,6 +114,12 @@ impl Timeline {
                     pitr: config.pitr_interval,
                 };
                 self.gc(retention).await?;
+            }
+            Job::Eviction => {
+                if let EvictionPolicy::LayerAccessThreshold { threshold, .. } = self.config().eviction_policy
+                {
+                    self.evict_unused_for(threshold).await?;
+                }
             }
         }
         Ok(())

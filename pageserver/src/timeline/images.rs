@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use pageserver_api::key::{Key, KeyKind, rel_dir_entry_key, rel_size_key};
@@ -16,7 +17,6 @@ use utils::lsn::Lsn;
 
 use super::compaction::CompactionError;
 use super::{ReadError, Timeline};
-use crate::layers::file::Layer;
 use crate::layers::map::LayerMap;
 use crate::layers::writer::{ImageLayerWriter, WrittenLayer};
 
@@ -30,10 +30,28 @@ impl Timeline {
         let Some(lsn) = image_lsn(&files) else {
             return Ok(());
         };
+        let mut done = Ok(());
         for range in ranges_to_image(&files, self.config().image_creation_threshold.max(1)) {
-            self.create_image(range, lsn).await?;
+            // A range that cannot be read does not keep the others from getting their images.
+            let created = self.create_image(range, lsn).await;
+            done = done.and(created);
         }
-        Ok(())
+        done
+    }
+
+    /// Notes how many layers a read may have to visit.
+    pub(super) fn note_read_depth(&self) {
+        let files = self.layers.load().files.clone();
+        let deepest = parts_of(&files)
+            .map(|(_, covering)| deltas_above_image(&covering))
+            .max();
+        let depth = files.l0().len() + deepest.unwrap_or(0) + 1;
+        self.read_depth.store(depth, Ordering::Relaxed);
+    }
+
+    /// Layer files of this timeline that a read may have to visit, as of the last compaction.
+    pub fn read_depth(&self) -> usize {
+        self.read_depth.load(Ordering::Relaxed)
     }
 
     /// Writes the image layers of `range`, which is made of `parts`.
@@ -67,21 +85,9 @@ fn image_lsn(files: &LayerMap) -> Option<Lsn> {
 /// Key ranges in which at least `threshold` deltas lie above the newest image. Each comes as the parts
 /// between the bounds of layers, which adjoin.
 fn ranges_to_image(files: &LayerMap, threshold: usize) -> Vec<Vec<Range<Key>>> {
-    let mut layers: Vec<&Arc<Layer>> = files.iter().filter(|layer| !layer.name().is_l0()).collect();
-    layers.sort_by_key(|layer| layer.name().key_range().start);
-    let keys = |layer: &&Arc<Layer>| [layer.name().key_range().start, layer.name().key_range().end];
-    let mut bounds: Vec<Key> = layers.iter().flat_map(keys).collect();
-    bounds.sort_unstable();
-    bounds.dedup();
-
     let mut ranges: Vec<Vec<Range<Key>>> = Vec::new();
-    let (mut active, mut coming): (Vec<&LayerFileName>, _) = (Vec::new(), layers.iter().peekable());
-    for part in bounds.windows(2).map(|pair| pair[0]..pair[1]) {
-        active.retain(|name| name.key_range().end > part.start);
-        while let Some(layer) = coming.next_if(|layer| layer.name().key_range().start <= part.start) {
-            active.push(layer.name());
-        }
-        if deltas_above_image(&active) < threshold {
+    for (part, covering) in parts_of(files) {
+        if deltas_above_image(&covering) < threshold {
             continue;
         }
         match ranges.last_mut() {
@@ -92,6 +98,32 @@ fn ranges_to_image(files: &LayerMap, threshold: usize) -> Vec<Vec<Range<Key>>> {
     ranges
 }
 
+/// The parts between the bounds of layers above level 0, ascending, with the layers that cover each.
+fn parts_of(files: &LayerMap) -> impl Iterator<Item = (Range<Key>, Vec<&LayerFileName>)> {
+    let mut names: Vec<&LayerFileName> = files
+        .iter()
+        .map(|layer| layer.name())
+        .filter(|name| !name.is_l0())
+        .collect();
+    names.sort_by_key(|name| name.key_range().start);
+    let mut bounds: Vec<Key> = names
+        .iter()
+        .flat_map(|name| [name.key_range().start, name.key_range().end])
+        .collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let mut coming = names.into_iter().peekable();
+    let mut active: Vec<&LayerFileName> = Vec::new();
+    (1..bounds.len()).map(move |at| {
+        let part = bounds[at - 1]..bounds[at];
+        active.retain(|name| name.key_range().end > part.start);
+        while let Some(name) = coming.next_if(|name| name.key_range().start <= part.start) {
+            active.push(name);
+        }
+        (part, active.clone())
+    })
+}
+
 fn deltas_above_image(covering: &[&LayerFileName]) -> usize {
     let images = covering.iter().filter(|name| !name.is_delta());
     let newest = images.map(|name| name.lsn_range().end).max().unwrap_or(Lsn(0));
@@ -99,13 +131,24 @@ fn deltas_above_image(covering: &[&LayerFileName]) -> usize {
     covering.iter().filter(above).count()
 }
 
+/// A relation fork at the LSN of the images.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum ForkState {
+    /// Nothing of it is needed.
+    Dropped,
+    /// It has so many blocks.
+    Blocks(u32),
+    /// That cannot be told, so nothing of it is left out.
+    Unknown,
+}
+
 struct ImageJob {
     timeline: Arc<Timeline>,
     lsn: Lsn,
     /// The file being filled, and the start of its key range.
     open: Option<(ImageLayerWriter, Key)>,
-    /// Number of blocks of the relation forks met, 0 for those that were dropped.
-    sizes: HashMap<RelTag, Option<u32>>,
+    /// The relation forks met.
+    forks: HashMap<RelTag, ForkState>,
     written: Vec<WrittenLayer>,
 }
 
@@ -115,7 +158,7 @@ impl ImageJob {
             timeline,
             lsn,
             open: None,
-            sizes: HashMap::new(),
+            forks: HashMap::new(),
             written: Vec::new(),
         }
     }
@@ -172,26 +215,30 @@ impl ImageJob {
 
     async fn is_live(&mut self, key: Key) -> Result<bool, ReadError> {
         Ok(match key.kind() {
-            Some(KeyKind::RelBlock { rel, block }) => self.size(rel).await?.is_none_or(|size| block < size),
-            Some(KeyKind::RelSize(rel)) => self.size(rel).await? != Some(0),
+            Some(KeyKind::RelBlock { rel, block }) => match self.fork(rel).await? {
+                ForkState::Dropped => false,
+                ForkState::Blocks(count) => block < count,
+                ForkState::Unknown => true,
+            },
+            // A fork without blocks has a size, too.
+            Some(KeyKind::RelSize(rel)) => self.fork(rel).await? != ForkState::Dropped,
             _ => true,
         })
     }
 
-    /// Number of blocks; `None` if that cannot be told, so that nothing is left out.
-    async fn size(&mut self, rel: RelTag) -> Result<Option<u32>, ReadError> {
-        if let Some(size) = self.sizes.get(&rel) {
-            return Ok(*size);
+    async fn fork(&mut self, rel: RelTag) -> Result<ForkState, ReadError> {
+        if let Some(state) = self.forks.get(&rel) {
+            return Ok(*state);
         }
         let keys = [rel_dir_entry_key(rel), rel_size_key(rel)];
         let values = self.timeline.read_many(&keys, self.lsn).await?;
-        let size = match &values[..] {
-            [Some(entry), _] if entry[..] == [0] => Some(0),
-            [Some(_), Some(size)] => size_of(size),
-            _ => None,
+        let state = match &values[..] {
+            [Some(entry), _] if entry[..] == [0] => ForkState::Dropped,
+            [Some(_), Some(size)] => size_of(size).map_or(ForkState::Unknown, ForkState::Blocks),
+            _ => ForkState::Unknown,
         };
-        self.sizes.insert(rel, size);
-        Ok(size)
+        self.forks.insert(rel, state);
+        Ok(state)
     }
 }
 
@@ -199,3 +246,6 @@ fn size_of(raw: &Bytes) -> Option<u32> {
     let raw: [u8; 4] = raw[..].try_into().ok()?;
     Some(u32::from_le_bytes(raw))
 }
+
+#[cfg(test)]
+mod tests;

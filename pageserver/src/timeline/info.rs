@@ -1,13 +1,14 @@
 //! The layers of a timeline as the management API shows them.
 
-use pageserver_api::models::{HistoricLayerInfo, InMemoryLayerInfo, LayerAccessStats, LayerMapInfo};
+use pageserver_api::models::{HistoricLayerInfo, InMemoryLayerInfo, LayerMapInfo};
 
 use super::Timeline;
+use crate::layers::access::ResetStats;
 use crate::layers::file::Layer;
 
 impl Timeline {
-    /// What layers there are now.
-    pub fn layer_map_info(&self) -> LayerMapInfo {
+    /// What layers there are now; `reset` forgets statistics once they are shown.
+    pub fn layer_map_info(&self, reset: ResetStats) -> LayerMapInfo {
         let layers = self.layers.load();
         let frozen = layers.frozen.iter().filter_map(|frozen| frozen.layer.as_ref());
         let in_memory = frozen.chain(&layers.open).map(|layer| match layer.end() {
@@ -21,22 +22,24 @@ impl Timeline {
         });
         LayerMapInfo {
             in_memory_layers: in_memory.collect(),
-            historic_layers: layers.files.iter().map(|layer| historic(layer)).collect(),
+            historic_layers: layers.files.iter().map(|layer| historic(layer, reset)).collect(),
         }
     }
 
-    /// Number of layer files.
-    pub fn layer_count(&self) -> usize {
-        self.layers.load().files.len()
+    /// Number of layer files on the local disk.
+    pub fn resident_layer_count(&self) -> usize {
+        let layers = self.layers.load();
+        let files = layers.files.iter();
+        files.filter(|layer| layer.residence().is_local()).count()
     }
 }
 
-fn historic(layer: &Layer) -> HistoricLayerInfo {
+fn historic(layer: &Layer, reset: ResetStats) -> HistoricLayerInfo {
     let name = layer.name();
     let (layer_file_name, layer_file_size) = (name.to_string(), Some(layer.file_len()));
     let lsns = name.lsn_range();
-    // All layers are local, and reads are not counted per layer.
-    let (remote, access_stats) = (false, LayerAccessStats::default());
+    let remote = !layer.residence().is_local();
+    let access_stats = layer.residence().access.stats(reset);
     if name.is_delta() {
         HistoricLayerInfo::Delta {
             layer_file_name,

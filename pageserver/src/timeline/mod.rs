@@ -15,6 +15,8 @@
 //! Not here: what keys mean (`pgdatadir`), where WAL comes from (`walreceiver`), other timelines (`tenant`).
 
 mod compaction;
+mod download_all;
+pub mod eviction;
 mod flush;
 pub mod gc;
 mod housekeeping;
@@ -27,6 +29,7 @@ pub mod metadata;
 pub mod page_memory;
 mod read;
 mod reconstruct;
+mod remote;
 pub mod store;
 mod write;
 
@@ -35,11 +38,12 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pageserver_api::layer_name::LayerFileName;
+use pageserver_api::models::DownloadLayersInfo;
 use pageserver_api::tenant_config::TenantConfig;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -58,6 +62,8 @@ pub use self::store::{ReadError, ReadStore, WriteBatch};
 use self::write::WriteState;
 pub use self::write::{TimelineWriter, WriteError};
 use crate::context::StoreContext;
+use crate::remote::TimelineClient;
+use crate::remote::index::IndexPart;
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -101,6 +107,10 @@ pub struct Timeline {
     /// The `last` of `last_record`, for those who wait.
     last_record_wait: LsnWait,
     disk_consistent: LsnWait,
+    /// What takes its layers to object storage, if there is one.
+    remote: Option<Arc<TimelineClient>>,
+    /// The last task that downloaded all layers.
+    download_all: Mutex<Option<DownloadLayersInfo>>,
     layers: ArcSwap<LayerSet>,
     write_state: Mutex<WriteState>,
     writer_turn: Arc<tokio::sync::Mutex<()>>,
@@ -111,6 +121,8 @@ pub struct Timeline {
     /// A layer was frozen, or taken off the frozen ones.
     frozen_changed: Notify,
     horizon: Horizon,
+    /// See [`Timeline::read_depth`].
+    read_depth: AtomicUsize,
     state: watch::Sender<TimelineState>,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -137,6 +149,8 @@ pub struct TimelineParts {
     pub dir: PathBuf,
     /// What its metadata file says or will say.
     pub metadata: TimelineMetadata,
+    /// What object storage has of it.
+    pub index: Option<IndexPart>,
     /// The timeline that `metadata.ancestor` names.
     pub ancestor: Option<Arc<Timeline>>,
     /// Settings of its tenant, which change at run time.
@@ -175,6 +189,7 @@ impl Timeline {
             id,
             dir,
             metadata,
+            index,
             ancestor,
             config,
             context,
@@ -186,6 +201,7 @@ impl Timeline {
         });
         let last = metadata.disk_consistent_lsn;
         let prev = metadata.prev_record_lsn.unwrap_or_default();
+        let storage = context.remote.clone();
         Arc::new(Timeline {
             tenant_id: id.tenant_id,
             timeline_id: id.timeline_id,
@@ -203,6 +219,8 @@ impl Timeline {
             last_record: RwLock::new(RecordLsn { last, prev }),
             last_record_wait: LsnWait::new(last),
             disk_consistent: LsnWait::new(last),
+            remote: storage.map(|storage| TimelineClient::new(storage, id, index)),
+            download_all: Mutex::default(),
             writer_turn: Arc::default(),
             housekeeping_turn: tokio::sync::Mutex::default(),
             frozen_changed: Notify::new(),
@@ -210,6 +228,7 @@ impl Timeline {
                 cutoff: AtomicLsn::new(metadata.latest_gc_cutoff_lsn),
                 branch_points: Mutex::default(),
             },
+            read_depth: AtomicUsize::new(0),
             state: watch::Sender::new(TimelineState::Loading),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -255,7 +274,9 @@ impl Timeline {
 
     /// Everything at or below is in object storage; 0 without one.
     pub fn remote_consistent_lsn(&self) -> Lsn {
-        Lsn::INVALID
+        self.remote
+            .as_ref()
+            .map_or(Lsn::INVALID, |remote| remote.remote_consistent_lsn())
     }
 
     /// Reads below are refused.
@@ -303,8 +324,9 @@ impl Timeline {
         self.start_flushing();
     }
 
-    /// Starts serving, and the tasks that keep its layers in order.
+    /// Starts serving, and the tasks that keep its layers in order and in object storage.
     pub fn activate(self: &Arc<Self>) {
+        self.start_uploads();
         self.start_housekeeping();
         self.state.send_replace(TimelineState::Active);
     }
@@ -336,18 +358,34 @@ impl Timeline {
         self.layers.load().files.bytes()
     }
 
+    /// Bytes of the layer files that are on the local disk.
+    pub fn resident_size(&self) -> u64 {
+        let layers = self.layers.load();
+        let resident = layers.files.iter().filter(|layer| layer.residence().is_local());
+        resident.map(|layer| layer.file_len()).sum()
+    }
+
     /// Ends all tasks of the timeline and waits for them, then makes what is in memory durable.
     pub async fn shutdown(self: &Arc<Self>) {
-        self.stop().await;
+        self.stop_tasks().await;
         if let Err(error) = self.flush().await {
             // Nothing is lost: the safekeepers still have the WAL.
             tracing::warn!(tenant_id = %self.tenant_id, timeline_id = %self.timeline_id,
                 "cannot flush at shutdown: {:#}", anyhow::Error::from(error));
         }
+        self.finish_uploads().await;
     }
 
-    /// Ends all tasks of the timeline and waits for them. Versions in memory are not written out.
+    /// Ends all tasks of the timeline and waits for them. Versions in memory are not written out, nor layers
+    /// uploaded.
     pub async fn stop(&self) {
+        self.stop_tasks().await;
+        if let Some(remote) = &self.remote {
+            remote.stop().await;
+        }
+    }
+
+    async fn stop_tasks(&self) {
         self.state.send_replace(TimelineState::Stopping);
         self.cancel.cancel();
         self.last_record_wait.close();

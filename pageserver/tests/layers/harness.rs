@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pageserver::context::{StoreContext, StoreLimits};
-use pageserver::tenant::{BranchSpec, Tenant, TenantManager, TenantManagerConfig, TimelineListener};
+use pageserver::tenant::{
+    BranchSpec, Tenant, TenantManager, TenantManagerConfig, TenantState, TimelineListener,
+};
 use pageserver::timeline::memory_store::MemoryStore;
 use pageserver::timeline::{ReadStore, Timeline, WriteBatch};
 use pageserver_api::key::{Key, slru_block_key};
@@ -15,6 +17,7 @@ use pageserver_api::tenant_config::{TenantConfig, TenantConfigOverrides};
 use pageserver_api::value::{Value, WalRecord};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use remote_storage::{GenericRemoteStorage, LocalFs};
 use utils::id::{TenantId, TimelineId};
 use utils::lsn::{Lsn, RecordLsn};
 
@@ -25,6 +28,9 @@ const PLAIN_KEYS: u32 = 30;
 const PAGES: u32 = 12;
 /// Where the imported values stand.
 pub const START: Lsn = Lsn(0x1000);
+
+/// How long what is under way may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 struct NoListener;
 
@@ -46,14 +52,27 @@ pub fn settings() -> TenantConfigOverrides {
 }
 
 pub async fn load(workdir: &Path) -> TenantManager {
+    load_with(workdir, None).await
+}
+
+/// A directory as object storage.
+pub async fn local_storage(dir: &Path) -> GenericRemoteStorage {
+    GenericRemoteStorage::LocalFs(LocalFs::new(dir.to_owned()).await.unwrap())
+}
+
+/// A server in `workdir`, with all tenants that it finds there.
+pub async fn load_with(workdir: &Path, remote: Option<GenericRemoteStorage>) -> TenantManager {
     let manager = TenantManager::new(TenantManagerConfig {
         workdir: workdir.to_owned(),
         default_tenant_config: TenantConfig::default(),
-        context: StoreContext::new(&StoreLimits {
-            page_cache_bytes: 200_000,
-            max_file_descriptors: 3,
-            ..Default::default()
-        }),
+        context: StoreContext::with_remote(
+            &StoreLimits {
+                page_cache_bytes: 200_000,
+                max_file_descriptors: 3,
+                ..Default::default()
+            },
+            remote,
+        ),
         listener: Arc::new(NoListener),
     });
     manager.load_all().await.unwrap();
@@ -167,11 +186,16 @@ pub struct Env {
     pub pasts: BTreeMap<TimelineId, Past>,
     pub main: TimelineId,
     pub rng: SmallRng,
+    pub remote: Option<GenericRemoteStorage>,
 }
 
 impl Env {
     pub async fn new(workdir: &Path, seed: u64) -> Env {
-        let manager = load(workdir).await;
+        Self::with_remote(workdir, seed, None).await
+    }
+
+    pub async fn with_remote(workdir: &Path, seed: u64, remote: Option<GenericRemoteStorage>) -> Env {
+        let manager = load_with(workdir, remote.clone()).await;
         let tenant_id = TenantId::generate();
         let tenant = manager.create_tenant(tenant_id, settings()).await.unwrap();
         let main = TimelineId::generate();
@@ -179,13 +203,46 @@ impl Env {
         let mut past = Past::default();
         past.import();
         feed(unfinished.timeline(), &past).await;
-        unfinished.finish().await.unwrap();
+        let timeline = unfinished.finish().await.unwrap();
+        timeline.wait_uploaded(PATIENCE).await.unwrap();
         Env {
             manager,
             tenant_id,
             pasts: BTreeMap::from([(main, past)]),
             main,
             rng: SmallRng::seed_from_u64(seed),
+            remote,
+        }
+    }
+
+    /// Waits until object storage has all that is in files, and nothing more.
+    pub async fn wait_idle(&self) {
+        for timeline in self.timelines() {
+            let remote = timeline.remote().expect("the server has object storage");
+            remote.wait_idle(PATIENCE).await.unwrap();
+        }
+    }
+
+    /// Attaches the tenant and gives its timelines what they lack.
+    pub async fn attach(&mut self) {
+        self.manager.attach_tenant(self.tenant_id).await.unwrap();
+        self.wait_active().await;
+        self.feed_all().await;
+    }
+
+    pub async fn wait_active(&self) {
+        let mut state = self.manager.get(self.tenant_id).unwrap().watch_state();
+        let settled = |state: &TenantState| !matches!(state, TenantState::Loading | TenantState::Attaching);
+        let state = tokio::time::timeout(PATIENCE, state.wait_for(settled))
+            .await
+            .unwrap();
+        assert_eq!(*state.unwrap(), TenantState::Active);
+    }
+
+    /// What safekeepers would send.
+    pub async fn feed_all(&self) {
+        for timeline in self.timelines() {
+            feed(&timeline, &self.pasts[&timeline.timeline_id]).await;
         }
     }
 
@@ -237,7 +294,8 @@ impl Env {
             },
             WriteBatch::default(),
         );
-        self.tenant().branch(spec).await.unwrap();
+        let branch = self.tenant().branch(spec).await.unwrap();
+        branch.wait_uploaded(PATIENCE).await.unwrap();
         self.pasts.insert(timeline_id, past);
     }
 

@@ -6,7 +6,7 @@ use pageserver::timeline::gc::Retention;
 use pageserver::timeline::{ReadError, ReadStore};
 use rand::RngExt;
 
-use super::harness::{Env, all_keys, feed, load};
+use super::harness::{Env, all_keys, load, load_with, local_storage};
 
 /// Stops everything without writing anything out, as a killed process does, and starts again.
 async fn kill_and_restart(env: &mut Env, workdir: &std::path::Path) {
@@ -17,16 +17,43 @@ async fn kill_and_restart(env: &mut Env, workdir: &std::path::Path) {
 }
 
 async fn restart(env: &mut Env, workdir: &std::path::Path) {
-    env.manager = load(workdir).await;
-    for timeline in env.timelines() {
-        feed(&timeline, &env.pasts[&timeline.timeline_id]).await;
+    env.manager = load_with(workdir, env.remote.clone()).await;
+    env.feed_all().await;
+}
+
+/// Something that only a server with object storage can stand.
+async fn remote_event(env: &mut Env, workdir: &std::path::Path) {
+    match env.rng.random_range(0..10) {
+        0..5 => {
+            for timeline in env.timelines() {
+                timeline.evict_unused_for(Duration::ZERO).await.unwrap();
+            }
+        }
+        5..7 => {
+            env.manager.detach_tenant(env.tenant_id).await.unwrap();
+            env.attach().await;
+        }
+        _ => {
+            for timeline in env.timelines() {
+                timeline.stop().await;
+            }
+            std::fs::remove_dir_all(workdir).unwrap();
+            env.manager = load_with(workdir, env.remote.clone()).await;
+            env.attach().await;
+            let settings = super::harness::settings();
+            env.tenant().set_overrides(settings).await.unwrap();
+        }
     }
 }
 
-async fn random_history(seed: u64) {
+async fn random_history(seed: u64, remote: Option<&std::path::Path>) {
     let _turn = fail::FailScenario::setup();
     let dir = tempfile::tempdir().unwrap();
-    let mut env = Env::new(dir.path(), seed).await;
+    let remote = match remote {
+        Some(dir) => Some(local_storage(dir).await),
+        None => None,
+    };
+    let mut env = Env::with_remote(dir.path(), seed, remote).await;
     for _ in 0..120 {
         let timeline = env.random_timeline();
         match env.rng.random_range(0..100) {
@@ -48,6 +75,7 @@ async fn random_history(seed: u64) {
                 env.manager.shutdown().await;
                 restart(&mut env, dir.path()).await;
             }
+            93..96 if env.remote.is_some() => remote_event(&mut env, dir.path()).await,
             _ => env.check(1).await,
         }
     }
@@ -65,7 +93,16 @@ async fn random_history(seed: u64) {
 async fn every_version_survives_whatever_happens_to_the_layers() {
     for seed in 0..6 {
         println!("seed {seed}");
-        random_history(seed).await;
+        random_history(seed, None).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_version_survives_whatever_happens_to_the_local_disk() {
+    for seed in 10..14 {
+        println!("seed {seed}");
+        let remote = tempfile::tempdir().unwrap();
+        random_history(seed, Some(remote.path())).await;
     }
 }
 
@@ -159,4 +196,40 @@ async fn damage_is_found_and_named() {
         }
         std::fs::write(&path, sound).unwrap();
     }
+}
+
+#[tokio::test]
+async fn one_bad_layer_does_not_keep_the_others_from_being_compacted() {
+    let _turn = fail::FailScenario::setup();
+    let dir = tempfile::tempdir().unwrap();
+    let mut env = Env::new(dir.path(), 5).await;
+    let timeline = env.timeline(env.main);
+    for _ in 0..6 {
+        env.write(&timeline, 100).await;
+        timeline.flush().await.unwrap();
+    }
+    let l0 = |timeline: &pageserver::timeline::Timeline| {
+        let names = timeline.layer_names().into_iter().map(|(name, _)| name);
+        let mut l0: Vec<_> = names.filter(|name| name.is_l0()).collect();
+        l0.sort_by_key(|name| name.lsn_range().start);
+        l0
+    };
+    let before = l0(&timeline);
+    assert_eq!(before.len(), 6);
+    let path = timeline.dir().join(before[1].to_string());
+    let sound = std::fs::read(&path).unwrap();
+    let mut bad = sound.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&path, bad).unwrap();
+    let error = timeline.compact().await.unwrap_err();
+    let text = format!("{:#}", anyhow::Error::from(error));
+    assert!(text.contains(&before[1].to_string()), "{text}");
+    assert_eq!(
+        l0(&timeline),
+        before[..2],
+        "the run behind the bad layer was merged"
+    );
+    std::fs::write(&path, sound).unwrap();
+    env.check(5).await;
 }

@@ -15,7 +15,7 @@ fn key(n: u32) -> Key {
 
 fn layer(name: LayerFileName) -> Arc<Layer> {
     let cache = Arc::new(PageCache::new(0, 1));
-    Layer::new(
+    Layer::local(
         &cache,
         std::path::Path::new("none"),
         TenantTimelineId::default(),

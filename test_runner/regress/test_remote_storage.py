@@ -1,0 +1,189 @@
+"""Object storage is the truth: whatever becomes of the pageserver's disk, every row of every branch is there."""
+
+import shutil
+
+import pytest
+from fixtures.bank import Bank
+from fixtures.http_clients import ApiError
+from fixtures.neon_env import NeonEnv, NeonEnvBuilder
+from fixtures.processes import wait_until
+
+CHECKSUM = "SELECT count(*), coalesce(sum(hashtext(i || v)), 0) FROM t"
+
+# So small that a few seconds of work make layers of all kinds.
+SMALL_LAYERS = {
+    "checkpoint_distance": 1024 * 1024,
+    "compaction_target_size": 1024 * 1024,
+    "compaction_period": "1s",
+    "compaction_threshold": 3,
+}
+
+
+def start_with_storage(builder: NeonEnvBuilder, *overrides: str) -> NeonEnv:
+    """A cluster whose pageserver keeps its layers in a directory."""
+    storage = builder.directory / "object_storage"
+    builder.pageserver_overrides += [f"remote_storage = {{local_path = '{storage}'}}", *overrides]
+    builder.tenant_settings |= SMALL_LAYERS
+    return builder.start()
+
+
+def layers_of(env: NeonEnv, branch: str) -> list[dict]:
+    return env.pageserver.http().layers(env.tenant, env.timelines[branch])["historic_layers"]
+
+
+def lose_disk(env: NeonEnv):
+    """The pageserver dies and its disk with it; then it is there again, empty, and the tenant is attached."""
+    shutil.rmtree(env.repo / "tenants")
+    env.pageserver.kill()
+    shutil.rmtree(env.repo / "tenants", ignore_errors=True)
+    env.pageserver.start()
+    http = env.pageserver.http()
+    assert http.tenants() == []
+    http.tenant_attach(env.tenant)
+    http.wait_active(env.tenant)
+
+
+def test_the_disk_is_lost_under_a_running_tenant(neon_env_builder: NeonEnvBuilder):
+    env = start_with_storage(neon_env_builder)
+    env.allowed_log_lines += [
+        # The directory vanishes while the server is at work.
+        r"No such file or directory",
+        r"wal receiver|walreceiver",
+    ]
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
+    bank = Bank(main).prepare()
+    points = {}
+    with bank:
+        for step in range(4):
+            main.sql(f"INSERT INTO t SELECT i, repeat('{step}', 400) FROM generate_series({step}000, {step}999) i")
+            bank.wait_for(50)
+            name = f"b{step}"
+            env.branch(name)
+            branch = env.endpoint(name).start()
+            branch.sql(f"UPDATE t SET v = 'branch {step}' WHERE i % 7 = 0")
+            points[name] = branch.sql(CHECKSUM)
+        expected = main.sql(CHECKSUM)
+        lose_disk(env)
+        bank.wait_for(50, timeout=120)
+    bank.check()
+    assert main.sql(CHECKSUM) == expected
+    main.restart()
+    bank.check()
+    assert main.sql(CHECKSUM) == expected
+    for name, checksum in points.items():
+        branch = next(endpoint for endpoint in env.endpoints if endpoint.name == name)
+        branch.restart()
+        assert branch.sql(CHECKSUM) == checksum, name
+
+
+def test_detach_leaves_nothing_here_and_everything_there(neon_env_builder: NeonEnvBuilder):
+    env = start_with_storage(neon_env_builder)
+    http = env.pageserver.http()
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'x' FROM generate_series(1, 5000) i")
+    expected = main.sql(CHECKSUM)
+    main.stop()
+    with pytest.raises(ApiError, match="already exists"):
+        http.tenant_attach(env.tenant)
+    http.tenant_detach(env.tenant)
+    assert not (env.repo / "tenants" / env.tenant).exists()
+    assert http.tenants() == []
+    assert f'tenant_id="{env.tenant}"' not in http.metrics()
+    env.pageserver.stop()
+    env.pageserver.start()
+    assert http.tenants() == []
+    http.tenant_attach(env.tenant)
+    http.wait_active(env.tenant)
+    # Whoever counts the logical size may have been there already.
+    histories = [layer["access_stats"]["residence_events_history"]["buffer"] for layer in layers_of(env, "main")]
+    assert all((history[0]["status"], history[0]["reason"]) == ("Evicted", "LayerLoad") for history in histories)
+    assert main.start().sql(CHECKSUM) == expected
+    assert not all(layer["remote"] for layer in layers_of(env, "main"))
+
+
+def test_an_ignored_tenant_comes_back_when_it_is_loaded(neon_env_builder: NeonEnvBuilder):
+    env = start_with_storage(neon_env_builder)
+    http = env.pageserver.http()
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'x' FROM generate_series(1, 5000) i")
+    expected = main.sql(CHECKSUM)
+    main.stop()
+    http.tenant_ignore(env.tenant)
+    env.pageserver.stop()
+    env.pageserver.start()
+    assert http.tenants() == []
+    http.tenant_load(env.tenant)
+    http.wait_active(env.tenant)
+    assert main.start().sql(CHECKSUM) == expected
+
+
+def test_layers_are_evicted_and_come_back(neon_env_builder: NeonEnvBuilder):
+    env = start_with_storage(neon_env_builder)
+    http, timeline = env.pageserver.http(), env.timelines["main"]
+    main = env.endpoint("main").set(shared_buffers="1MB").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
+    main.sql("INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 20000) i")
+    expected = main.sql(CHECKSUM)
+    http.checkpoint(env.tenant, timeline)
+    http.wait_uploaded(env.tenant, timeline, http.timeline(env.tenant, timeline)["disk_consistent_lsn"])
+    wait_until(
+        lambda: any([http.layer_evict(env.tenant, timeline, name["layer_file_name"]) for name in layers_of(env, "main")]),
+        "a layer is evicted",
+    )
+    remote = [layer for layer in layers_of(env, "main") if layer["remote"]]
+    assert remote
+    name = remote[0]["layer_file_name"]
+    assert not (env.repo / "tenants" / env.tenant / "timelines" / timeline / name).exists()
+    assert not http.layer_evict(env.tenant, timeline, name), "it is gone already"
+    assert http.layer_download(env.tenant, timeline, name)
+    assert not http.layer_download(env.tenant, timeline, name), "it is here already"
+    with pytest.raises(ApiError, match="not found"):
+        http.layer_evict(env.tenant, timeline, "nonsense")
+    main.restart()
+    assert main.sql(CHECKSUM) == expected
+    stats = next(layer for layer in layers_of(env, "main") if layer["layer_file_name"] == name)["access_stats"]
+    events = [event["status"] for event in stats["residence_events_history"]["buffer"]]
+    assert events[-2:] == ["Evicted", "Resident"]
+
+
+def test_a_tiny_disk_budget_holds(neon_env_builder: NeonEnvBuilder):
+    budget = 6 * 1024 * 1024
+    env = start_with_storage(
+        neon_env_builder, f"disk_usage_based_eviction = {{max_resident_bytes = {budget}, period = '500ms'}}"
+    )
+    env.allowed_log_lines.append("the disk is too full")
+    main = env.endpoint("main").set(shared_buffers="1MB").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
+    for step in range(5):
+        main.sql(f"INSERT INTO t SELECT i, repeat('{step}', 400) FROM generate_series({step * 5000}, {step * 5000 + 4999}) i")
+    expected = main.sql(CHECKSUM)
+    http, timeline = env.pageserver.http(), env.timelines["main"]
+    http.checkpoint(env.tenant, timeline)
+
+    def resident() -> int:
+        here = [layer["layer_file_size"] for layer in layers_of(env, "main") if not layer["remote"]]
+        return sum(here)
+
+    wait_until(lambda: resident() <= budget, "the budget holds", 60)
+    assert sum(layer["layer_file_size"] for layer in layers_of(env, "main")) > budget
+    main.restart()
+    assert main.sql(CHECKSUM) == expected
+    wait_until(lambda: resident() <= budget, "the budget holds again", 60)
+
+
+def test_a_deleted_timeline_leaves_no_object(neon_env_builder: NeonEnvBuilder):
+    env = start_with_storage(neon_env_builder)
+    http = env.pageserver.http()
+    env.allowed_log_lines.append("Cannot delete timeline which has child timelines")
+    timeline = env.branch("doomed")
+    objects = neon_env_builder.directory / "object_storage" / "tenants" / env.tenant / "timelines" / timeline
+    assert (objects / "index_part.json").exists(), "a branch is in object storage when it is acknowledged"
+    with pytest.raises(ApiError, match="child timelines"):
+        http.timeline_delete(env.tenant, env.timelines["main"])
+    http.timeline_delete(env.tenant, timeline)
+    assert not any(path.is_file() for path in objects.rglob("*"))
+    env.pageserver.kill()
+    env.pageserver.start()
+    http.wait_active(env.tenant)
+    assert [found["timeline_id"] for found in http.timelines(env.tenant)] == [env.timelines["main"]]
