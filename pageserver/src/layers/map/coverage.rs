@@ -78,27 +78,48 @@ impl LsnIndex {
 #[derive(Debug, Default)]
 pub struct Coverage {
     /// Starts of the elementary intervals, and the end of the last.
-    bounds: Vec<Key>,
-    /// Index of each node's layers in `indexes`, or [`EMPTY`].
-    nodes: Vec<u32>,
+    bounds: Vec<PackedKey>,
+    nodes: Vec<Node>,
     indexes: Vec<LsnIndex>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    /// Index of its layers in `indexes`, or [`EMPTY`].
+    index: u32,
+    /// The nearest node above that is not empty, or 0: most nodes of a map that was compacted are.
+    up: u32,
 }
 
 const EMPTY: u32 = u32::MAX;
 
+/// A key as numbers, which are compared faster than its fields.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+struct PackedKey(u128, u16);
+
+impl From<&Key> for PackedKey {
+    fn from(key: &Key) -> Self {
+        let raw = key.to_bytes();
+        let (high, low) = raw.split_first_chunk().expect("a key has 18 bytes");
+        let low = low.try_into().expect("two of them are left");
+        PackedKey(u128::from_be_bytes(*high), u16::from_be_bytes(low))
+    }
+}
+
 impl Coverage {
     /// Layers are numbered in the order in which they come.
     pub fn new<'a>(names: impl Iterator<Item = &'a LayerFileName> + Clone) -> Self {
-        let mut bounds: Vec<Key> = names
+        let mut bounds: Vec<PackedKey> = names
             .clone()
-            .flat_map(|name| [name.key_range().start, name.key_range().end])
+            .flat_map(|name| [&name.key_range().start, &name.key_range().end])
+            .map(PackedKey::from)
             .collect();
         bounds.sort_unstable();
         bounds.dedup();
         let leaves = bounds.len().saturating_sub(1);
         let mut coverage = Coverage {
             bounds,
-            nodes: vec![EMPTY; 2 * leaves],
+            nodes: vec![Node { index: EMPTY, up: 0 }; 2 * leaves],
             indexes: Vec::new(),
         };
         for (number, name) in names.enumerate() {
@@ -106,6 +127,13 @@ impl Coverage {
         }
         for index in &mut coverage.indexes {
             index.finish();
+        }
+        for node in 2..coverage.nodes.len() {
+            let parent = coverage.nodes[node / 2];
+            coverage.nodes[node].up = match parent.index {
+                EMPTY => parent.up,
+                _ => (node / 2) as u32,
+            };
         }
         coverage
     }
@@ -116,7 +144,7 @@ impl Coverage {
 
     fn leaf_range(&self, keys: &Range<Key>) -> Range<usize> {
         let leaf = |key: &Key| {
-            let at = self.bounds.binary_search(key);
+            let at = self.bounds.binary_search(&key.into());
             at.expect("every bound of a layer is a bound of the tree") + self.leaves()
         };
         leaf(&keys.start)..leaf(&keys.end)
@@ -143,24 +171,27 @@ impl Coverage {
     }
 
     fn index_of(&mut self, node: usize) -> &mut LsnIndex {
-        if self.nodes[node] == EMPTY {
-            self.nodes[node] = self.indexes.len() as u32;
+        let index = &mut self.nodes[node].index;
+        if *index == EMPTY {
+            *index = self.indexes.len() as u32;
             self.indexes.push(LsnIndex::default());
         }
-        &mut self.indexes[self.nodes[node] as usize]
+        &mut self.indexes[*index as usize]
     }
 
     /// The best of the layers that cover `key` and have LSNs below `upper`.
     pub fn best(&self, key: Key, upper: Lsn) -> Best {
         let mut best = Best::default();
+        let key = PackedKey::from(&key);
         let at = self.bounds.partition_point(|bound| *bound <= key);
         if at > 0 && at <= self.leaves() {
             let mut node = at - 1 + self.leaves();
             while node > 0 {
-                if self.nodes[node] != EMPTY {
-                    self.indexes[self.nodes[node] as usize].improve(upper, &mut best);
+                let Node { index, up } = self.nodes[node];
+                if index != EMPTY {
+                    self.indexes[index as usize].improve(upper, &mut best);
                 }
-                node /= 2;
+                node = up as usize;
             }
         }
         best
