@@ -276,3 +276,56 @@ async fn damaged_files_are_named_and_the_other_timelines_served() {
     live(&daemon, ids[3], &wal, &ends, &mut told).await.unwrap();
     check_wal(&daemon, ids[3], &wal, &told).await;
 }
+
+/// Waits until the daemon has gone at its failpoint.
+async fn wait_for_end(daemon: &mut Daemon) {
+    for _ in 0..500 {
+        if !daemon.is_running() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the failpoint was not reached");
+}
+
+#[tokio::test]
+async fn a_truncation_interrupted_between_its_steps_is_finished_by_the_next() {
+    let (wal, ends) = some_wal();
+    for failpoint in ["sk-truncate-after-remove", "sk-truncate-after-clear"] {
+        let mut daemon = Daemon::start(&[]).await;
+        let id = new_id();
+        let mut proposer = daemon.propose(id).await;
+        proposer.vote(1).await;
+        proposer.elected(&[(1, START)], START).await;
+        // Several segments, of which the next term wants a part of the first.
+        proposer.send(&wal.appends(1, START, ends[40], ends[3])).await;
+        while proposer.ack().await.flush_lsn < ends[40] {}
+
+        daemon.restart(&format!("{failpoint}=exit")).await;
+        let mut proposer = daemon.propose(id).await;
+        assert_eq!(proposer.vote(2).await.flush_lsn, ends[40]);
+        proposer.elected(&[(1, START), (2, ends[5])], ends[5]).await;
+        wait_for_end(&mut daemon).await;
+
+        daemon.restart("").await;
+        let mut proposer = daemon.propose(id).await;
+        let vote = proposer.vote(3).await;
+        assert!(
+            (ends[5]..ends[40]).contains(&vote.flush_lsn),
+            "{failpoint}: {}",
+            vote.flush_lsn
+        );
+        let old = crate::support::history(&[(1, START)]);
+        assert_eq!(vote.term_history, old, "no WAL passes for that of term 2");
+        proposer.elected(&[(1, START), (3, ends[5])], ends[5]).await;
+        proposer
+            .send(&[append(3, ends[5], wal.slice(ends[5], ends[6]), ends[5])])
+            .await;
+        assert_eq!(proposer.ack().await.flush_lsn, ends[6]);
+
+        // The same WAL as before: had any of it been left behind the new end, it would be found now.
+        daemon.restart("").await;
+        let mut proposer = daemon.propose(id).await;
+        assert_eq!(proposer.vote(4).await.flush_lsn, ends[6], "{failpoint}");
+    }
+}
