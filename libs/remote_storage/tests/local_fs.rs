@@ -1,5 +1,7 @@
 //! A directory as object storage, reliable or not.
 
+#![allow(clippy::unwrap_used)] // The helpers of a test may panic as the test itself may.
+
 #[macro_use]
 mod suite;
 

@@ -1,5 +1,7 @@
 //! A bucket of a real S3 server, whose address the environment has: `make test-rust` starts one.
 
+#![allow(clippy::unwrap_used)] // The helpers of a test may panic as the test itself may.
+
 #[macro_use]
 mod suite;
 
