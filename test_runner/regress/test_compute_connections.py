@@ -140,6 +140,7 @@ FUNCTIONS = {
     "neon_test_utils": {
         "test_consume_xids(integer)",
         "clear_buffer_cache()",
+        "compare_pages(regclass)",
         "get_raw_page_at_lsn(text,text,bigint,pg_lsn)",
         "get_raw_page_at_lsn(oid,oid,oid,integer,bigint,pg_lsn)",
         "neon_xlogflush(pg_lsn)",
