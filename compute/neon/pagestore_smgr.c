@@ -337,15 +337,26 @@ pagestore_extend(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *pa
 	relsize_extended(reln->smgr_rnode.node, fork, blkno + 1);
 }
 
-/* A replica's page that leaves shared buffers is in the WAL up to the record that is being replayed. */
+/*
+ * Disposes of a replica's page. What is in it is in the WAL up to what has been replayed; if the record that is
+ * being replayed has changed it already, its LSN is that record's end. It must not be read back as of that end
+ * otherwise: replay may be waiting there for queries that still need what the record removes. A page of the
+ * visibility map does not tell whether the record has changed it, so it is kept.
+ */
 static void
-note_replayed_page(RelFileNode node, ForkNumber fork, BlockNumber blkno, char *page)
+save_replayed_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 {
 	BufferTag	tag;
 
-	INIT_BUFFERTAG(tag, node, fork, blkno);
-	last_written_lsn_note(&tag, standby_replaying_lsn());
-	file_cache_store(&tag, page);
+	INIT_BUFFERTAG(tag, reln->smgr_rnode.node, fork, blkno);
+	last_written_lsn_note(&tag, Max(PageGetLSN((Page) page), standby_replayed_lsn()));
+	if (fork == VISIBILITYMAP_FORKNUM && !PageIsNew((Page) page))
+	{
+		overlay_store(reln, fork, blkno, page);
+		file_cache_forget(&tag);
+	}
+	else
+		file_cache_store(&tag, page);
 }
 
 static void
@@ -361,7 +372,7 @@ pagestore_write(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *pag
 	}
 	if (RecoveryInProgress())
 	{
-		note_replayed_page(node, fork, blkno, page);
+		save_replayed_page(reln, fork, blkno, page);
 		return;
 	}
 	save_page(reln, fork, blkno, page);

@@ -84,6 +84,8 @@ def test_reads_during_replay(neon_env_builder: NeonEnvBuilder):
                 cursor.execute("SELECT clear_buffer_cache()")
                 if turn % 5 == 0:
                     cursor.execute("VACUUM t")
+                # Replay with so little memory is slower than the primary.
+                time.sleep(0.2)
         return turn
 
     def read() -> int:
@@ -181,6 +183,7 @@ def test_standby_survives_the_others(neon_env_builder: NeonEnvBuilder):
     assert standby.value("SELECT count(*) FROM t") == 5
     with pytest.raises(psycopg2.Error):
         standby.sql("SELECT pg_promote()")
+    processes.wait_until(lambda: not (standby.dir / "postmaster.pid").exists(), "the server has stopped")
     assert "a replica cannot be promoted" in standby.log
     standby.start()
     assert standby.value("SELECT count(*) FROM t") == 5
