@@ -19,6 +19,7 @@ def test_creation_interrupted(neon_simple_env: NeonEnv, failpoint: str, action: 
         http.timeline_create(env.tenant, timeline)
     if action == "exit":
         env.pageserver.start()
+        env.pageserver.http().wait_active(env.tenant)
         http = env.pageserver.http()
     else:
         http.request("PUT", "/v1/failpoints", json=[{"name": failpoint, "actions": "off"}])
@@ -28,6 +29,7 @@ def test_creation_interrupted(neon_simple_env: NeonEnv, failpoint: str, action: 
     assert http.timeline_create(env.tenant, timeline)["timeline_id"] == timeline
     env.pageserver.stop()
     env.pageserver.start()
+    env.pageserver.http().wait_active(env.tenant)
     assert {info["timeline_id"] for info in env.pageserver.http().timelines(env.tenant)} == {
         env.timelines["main"], timeline}
     assert env.endpoint("main").start().value("SELECT 1") == 1
