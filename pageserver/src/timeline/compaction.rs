@@ -51,8 +51,7 @@ impl Timeline {
         l0.and(images)
     }
 
-    /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error, and divides the
-    /// others: what is merged must have all versions between its ends.
+    /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error.
     async fn compact_l0(self: &Arc<Self>) -> Result<(), CompactionError> {
         let mut unreadable = HashSet::new();
         let mut first_error = None;
@@ -90,12 +89,10 @@ impl Timeline {
     ) -> Result<(), CompactionError> {
         let config = self.config();
         let files = self.layers.load().files.clone();
-        let runs = files.l0().split(|layer| unreadable.contains(layer.name()));
-        let longest = runs.max_by_key(|run| run.len()).unwrap_or_default();
-        if longest.len() < config.compaction_threshold.max(1) {
+        let Some(run) = run_to_merge(files.l0(), unreadable, config.compaction_threshold.max(1)) else {
             return Ok(());
-        }
-        let merged = longest[..longest.len().min(L0_MERGE_MAX)].to_vec();
+        };
+        let merged = run[..run.len().min(L0_MERGE_MAX)].to_vec();
         let spec = PieceSpec {
             dir: self.dir.clone(),
             id: self.id(),
@@ -130,6 +127,23 @@ impl Timeline {
         layers.files = layers.files.changed(added, &removed);
         self.layers.store(Arc::new(layers));
     }
+}
+
+/// The longest run of level 0 layers that is worth merging: one of `threshold` layers, or one that will not grow.
+///
+/// What is merged claims to have all versions between its ends, so a run ends where a layer is unreadable, and
+/// where one is missing: a crash may have left some of the layers that an earlier compaction had replaced.
+fn run_to_merge<'a>(
+    l0: &'a [Arc<Layer>],
+    unreadable: &HashSet<LayerFileName>,
+    threshold: usize,
+) -> Option<&'a [Arc<Layer>]> {
+    let adjoin = |a: &Arc<Layer>, b: &Arc<Layer>| b.name().lsn_range().start <= a.name().lsn_range().end;
+    let newest = l0.last()?.name();
+    l0.split(|layer| unreadable.contains(layer.name()))
+        .flat_map(|readable| readable.chunk_by(adjoin))
+        .filter(|run| run.len() >= threshold || run.last().is_some_and(|last| last.name() != newest))
+        .max_by_key(|run| run.len())
 }
 
 /// Brings the files of all layers to the local disk, and keeps them there.

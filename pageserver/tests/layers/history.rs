@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pageserver::timeline::gc::Retention;
 use pageserver::timeline::{ReadError, ReadStore};
+use pageserver_api::layer_name::LayerFileName;
 use rand::RngExt;
 
 use super::harness::{Env, all_keys, load, load_with, local_storage};
@@ -232,4 +233,55 @@ async fn one_bad_layer_does_not_keep_the_others_from_being_compacted() {
     );
     std::fs::write(&path, sound).unwrap();
     env.check(5).await;
+}
+
+/// A crash may leave any of the level 0 layers that a compaction had replaced, not only all or none.
+#[tokio::test]
+async fn leftovers_of_a_compaction_do_not_hide_what_it_made() {
+    let _turn = fail::FailScenario::setup();
+    const MERGED: u32 = 3;
+    for left in 1..(1_u32 << MERGED) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut env = Env::new(dir.path(), u64::from(left)).await;
+        let timeline = env.timeline(env.main);
+        for _ in 0..MERGED {
+            env.write(&timeline, 60).await;
+            timeline.flush().await.unwrap();
+        }
+        let names = timeline.layer_names().into_iter().map(|(name, _)| name);
+        let mut replaced: Vec<_> = names.filter(|name| name.is_l0()).collect();
+        replaced.sort_by_key(|name| name.lsn_range().start);
+        assert_eq!(replaced.len(), MERGED as usize);
+        let path = |name: &LayerFileName| timeline.dir().join(name.to_string());
+        let contents: Vec<_> = replaced
+            .iter()
+            .map(|name| std::fs::read(path(name)).unwrap())
+            .collect();
+        timeline.compact().await.unwrap();
+        assert!(
+            !path(&replaced[0]).exists(),
+            "level 0 was compacted and nobody reads it"
+        );
+        timeline.stop().await;
+        for (at, (name, content)) in replaced.iter().zip(&contents).enumerate() {
+            if left & (1 << at) != 0 {
+                std::fs::write(path(name), content).unwrap();
+            }
+        }
+        restart(&mut env, dir.path()).await;
+        let timeline = env.timeline(env.main);
+        env.write(&timeline, 60).await;
+        timeline.flush().await.unwrap();
+        // Each run of adjoining layers is merged on its own.
+        for _ in 0..MERGED {
+            timeline.compact().await.unwrap();
+        }
+        env.check(20).await;
+        let l0 = timeline
+            .layer_names()
+            .into_iter()
+            .filter(|(name, _)| name.is_l0())
+            .count();
+        assert!(l0 <= 2, "{l0} layers of level 0 stay, the newest among them");
+    }
 }
