@@ -2,6 +2,7 @@
 
 import re
 
+import psycopg2
 import pytest
 
 from fixtures.neon_env import CommandFailed, NeonEnv, NeonEnvBuilder, new_id
@@ -71,3 +72,14 @@ def test_endpoint_leaves_nothing_behind(neon_simple_env: NeonEnv):
     endpoint.destroy()
     assert not directory.exists()
     assert "main" not in env.neon_local("endpoint", "list").split("\n", 1)[1]
+
+
+def test_superuser_by_another_name(neon_env_builder: NeonEnvBuilder):
+    neon_env_builder.pageserver_overrides.append("initial_superuser_name='owner-1'")
+    env = neon_env_builder.start()
+    main = env.endpoint("main").start()
+    with main.cursor(user="owner-1") as cursor:
+        cursor.execute("SELECT usename FROM pg_user WHERE usesuper")
+        assert cursor.fetchall() == [("owner-1",)]
+    with pytest.raises(psycopg2.OperationalError, match='role "cloud_admin" does not exist'):
+        main.connect()

@@ -189,6 +189,7 @@ async fn make_server(config: Config) -> Result<Arc<Server>> {
             .as_ref()
             .map(|dir| dir.join(format!("v{PG_VERSION}/lib"))),
         account: POSTGRES_ACCOUNT.to_owned(),
+        superuser: config.superuser.clone(),
     };
     Ok(Arc::new(Server {
         template: ClusterTemplate::new(&config.workdir, initdb),

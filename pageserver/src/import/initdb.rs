@@ -10,7 +10,7 @@ use nix::unistd::{Uid, User, chown};
 
 use super::cluster::ImportError;
 
-/// How to run `initdb`. All its answers are those of PostgreSQL's defaults, but: superuser `cloud_admin`, UTF-8, the C locale
+/// How to run `initdb`. All its answers are those of PostgreSQL's defaults, but: UTF-8, the C locale
 /// (a database may choose another), no data checksums.
 #[derive(Clone, Debug)]
 pub struct Initdb {
@@ -20,6 +20,8 @@ pub struct Initdb {
     pub lib_dir: Option<PathBuf>,
     /// Operating system account to run it as if this process is root, which PostgreSQL refuses.
     pub account: String,
+    /// Name of the database superuser.
+    pub superuser: String,
 }
 
 impl Initdb {
@@ -51,15 +53,9 @@ impl Initdb {
 
     fn command(&self, pgdata: &Path) -> Command {
         let mut command = Command::new(self.bin_dir.join("initdb"));
-        command.args([
-            "--username",
-            "cloud_admin",
-            "--encoding",
-            "UTF8",
-            "--no-locale",
-            "--auth",
-            "trust",
-        ]);
+        // One argument, so that no name is taken for an option.
+        command.arg(format!("--username={}", self.superuser));
+        command.args(["--encoding", "UTF8", "--no-locale", "--auth", "trust"]);
         command
             .args(["--no-sync", "--no-instructions", "--pgdata"])
             .arg(pgdata);

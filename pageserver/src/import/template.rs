@@ -1,7 +1,7 @@
 //! The cluster every new root timeline starts as: made by `initdb` once, kept as a file, imported as often as needed.
 //!
-//! The file is a tar archive of the parts that are imported, `initdb-v15-<end of its WAL>.tar` in the work directory. It may
-//! be deleted at any time, and is made again.
+//! The file is a tar archive of the parts that are imported, `initdb-v15-<superuser>-<start of its last WAL record>-<end>.tar` in
+//! the work directory. It may be deleted at any time, and is made again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,14 +73,15 @@ fn fail(path: &Path) -> impl FnOnce(io::Error) -> ImportError + use<> {
 }
 
 fn find_or_make(workdir: &Path, initdb: &Initdb) -> Result<Template, ImportError> {
-    if let Some(template) = find(workdir)? {
+    let prefix = prefix_of(&initdb.superuser);
+    if let Some(template) = find(workdir, &prefix)? {
         return Ok(template);
     }
     let directory = initdb.run()?;
     let pgdata = directory.path().join("pgdata");
     let at = shutdown_record(&pgdata)?;
     let archive = pack(&pgdata).map_err(fail(&pgdata))?;
-    let path = workdir.join(format!("{PREFIX}{:016X}-{:016X}{SUFFIX}", at.prev.0, at.last.0));
+    let path = workdir.join(format!("{prefix}{:016X}-{:016X}{SUFFIX}", at.prev.0, at.last.0));
     crashsafe::write_atomically(&path, &crashsafe::with_suffix(&path, ".___temp"), &archive)
         .map_err(|e| ImportError::Initdb(format!("cannot keep the cluster template: {e}")))?;
     Ok(Template {
@@ -89,14 +90,24 @@ fn find_or_make(workdir: &Path, initdb: &Initdb) -> Result<Template, ImportError
     })
 }
 
-fn find(workdir: &Path) -> Result<Option<Template>, ImportError> {
+/// What the names of templates with this superuser begin with. Whatever is not plain in a file name is in hexadecimal.
+fn prefix_of(superuser: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let escaped = superuser.bytes().map(|byte| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    format!("{PREFIX}{}-", escaped.collect::<String>())
+}
+
+fn find(workdir: &Path, prefix: &str) -> Result<Option<Template>, ImportError> {
     for entry in std::fs::read_dir(workdir).map_err(fail(workdir))? {
         let path = entry.map_err(fail(workdir))?.path();
         let name = path
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default();
-        if let Some(at) = parse_name(name) {
+        if let Some(at) = parse_name(name, prefix) {
             let archive = std::fs::read(&path).map_err(fail(&path))?.into();
             return Ok(Some(Template { archive, at }));
         }
@@ -104,9 +115,9 @@ fn find(workdir: &Path) -> Result<Option<Template>, ImportError> {
     Ok(None)
 }
 
-/// `initdb-v15-<start of the last record>-<its end>.tar`, 16 hexadecimal digits each.
-fn parse_name(name: &str) -> Option<RecordLsn> {
-    let (prev, last) = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.split_once('-')?;
+/// `<prefix><start of the last record>-<its end>.tar`, 16 hexadecimal digits each.
+fn parse_name(name: &str, prefix: &str) -> Option<RecordLsn> {
+    let (prev, last) = name.strip_prefix(prefix)?.strip_suffix(SUFFIX)?.split_once('-')?;
     let lsn = |digits: &str| u64::from_str_radix(digits, 16).ok().map(Lsn);
     Some(RecordLsn {
         prev: lsn(prev)?,
@@ -166,17 +177,24 @@ mod tests {
             prev: Lsn(0x149_8a28),
             last: Lsn(0x149_8aa0),
         };
+        let prefix = prefix_of("cloud_admin");
         assert_eq!(
-            parse_name("initdb-v15-0000000001498A28-0000000001498AA0.tar"),
+            parse_name(
+                "initdb-v15-cloud_admin-0000000001498A28-0000000001498AA0.tar",
+                &prefix
+            ),
             Some(at)
         );
         for bad in [
-            "initdb-v15-0000000001498A28.tar",
-            "initdb-v14-1-2.tar",
-            "initdb-v15-1-2.tar.temp",
+            "initdb-v15-cloud_admin-0000000001498A28.tar",
+            "initdb-v15-cloud-1-2.tar",
+            "initdb-v15-cloud_admin-x-1-2.tar",
+            "initdb-v14-cloud_admin-1-2.tar",
+            "initdb-v15-cloud_admin-1-2.tar.temp",
             "x",
         ] {
-            assert_eq!(parse_name(bad), None, "{bad}");
+            assert_eq!(parse_name(bad, &prefix), None, "{bad}");
         }
+        assert_eq!(prefix_of("../a-b"), "initdb-v15-%2E%2E%2Fa%2Db-");
     }
 }

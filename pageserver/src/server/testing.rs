@@ -98,6 +98,7 @@ async fn make(workdir: &Path, document: ConfigDocument) -> Arc<Server> {
         bin_dir: "/usr/lib/postgresql/15/bin".into(),
         lib_dir: None,
         account: "postgres".to_owned(),
+        superuser: config.superuser.clone(),
     };
     Arc::new(Server {
         template: ClusterTemplate::new(workdir, initdb),

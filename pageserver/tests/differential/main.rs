@@ -67,6 +67,7 @@ fn template(workdir: &Path) -> ClusterTemplate {
         bin_dir: server::BIN_DIR.into(),
         lib_dir: None,
         account: server::ACCOUNT.to_owned(),
+        superuser: server::SUPERUSER.to_owned(),
     };
     ClusterTemplate::new(workdir, initdb)
 }

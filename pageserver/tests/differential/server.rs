@@ -11,7 +11,7 @@ use utils::lsn::Lsn;
 
 pub const BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
 pub const ACCOUNT: &str = "postgres";
-const SUPERUSER: &str = "cloud_admin";
+pub const SUPERUSER: &str = "cloud_admin";
 
 /// The account that servers run as; none if this process is not root.
 fn account() -> Option<(Uid, Gid)> {
