@@ -50,6 +50,7 @@ char	   *neon_tenant_id;
 char	   *neon_timeline_id;
 char	   *neon_safekeepers;
 char	   *neon_walproposer_path;
+char	   *neon_superuser_name;
 int			neon_max_cluster_size_mb;
 int			neon_flush_output_after;
 int			neon_readahead_buffer_size;
@@ -156,6 +157,8 @@ define_settings(void)
 				  &safekeeper_token_env, NULL, NULL);
 	define_string("neon.walproposer_path", "The walproposer program.",
 				  &neon_walproposer_path, "walproposer", NULL);
+	define_string("neon.superuser_name", "The role as which the walproposer reads this server's WAL.",
+				  &neon_superuser_name, "cloud_admin", NULL);
 	define_string("neon.file_cache_path", "Where the file of the local file cache is made.",
 				  &neon_file_cache_path, "neon_file_cache", NULL);
 	for (int i = 0; i < lengthof(int_settings); i++)

@@ -19,6 +19,7 @@ extern char *neon_tenant_id;
 extern char *neon_timeline_id;
 extern char *neon_safekeepers;
 extern char *neon_walproposer_path;
+extern char *neon_superuser_name;
 extern int	neon_max_cluster_size_mb;
 extern int	neon_flush_output_after;
 extern int	neon_readahead_buffer_size;

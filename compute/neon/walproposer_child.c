@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "lib/stringinfo.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "postmaster/postmaster.h"
@@ -51,6 +52,24 @@ on_keeper_sigterm(SIGNAL_ARGS)
 	keeper_stop = true;
 }
 
+/* A value of a connection string. */
+static char *
+quoted_value(const char *value)
+{
+	StringInfoData quoted;
+
+	initStringInfo(&quoted);
+	appendStringInfoChar(&quoted, '\'');
+	for (; *value != '\0'; value++)
+	{
+		if (*value == '\'' || *value == '\\')
+			appendStringInfoChar(&quoted, '\\');
+		appendStringInfoChar(&quoted, *value);
+	}
+	appendStringInfoChar(&quoted, '\'');
+	return quoted.data;
+}
+
 /* Where the local server accepts connections: "host=... port=... user=...". */
 static char *
 local_connection_string(void)
@@ -64,8 +83,8 @@ local_connection_string(void)
 		host = pnstrdup(sockets, strcspn(sockets, ", "));
 	else if (strcmp(host, "*") == 0 || strcmp(host, "0.0.0.0") == 0)
 		host = "127.0.0.1";
-	return psprintf("host=%s port=%s user=cloud_admin",
-					host, GetConfigOption("port", false, false));
+	return psprintf("host=%s port=%s user=%s", host, GetConfigOption("port", false, false),
+					quoted_value(neon_superuser_name));
 }
 
 /* Back to what a program expects to find: signals and descriptors. */

@@ -77,7 +77,7 @@ def test_endpoint_leaves_nothing_behind(neon_simple_env: NeonEnv):
 def test_superuser_by_another_name(neon_env_builder: NeonEnvBuilder):
     neon_env_builder.pageserver_overrides.append("initial_superuser_name='owner-1'")
     env = neon_env_builder.start()
-    main = env.endpoint("main").start()
+    main = env.endpoint("main").set(neon__superuser_name="owner-1").start()
     with main.cursor(user="owner-1") as cursor:
         cursor.execute("SELECT usename FROM pg_user WHERE usesuper")
         assert cursor.fetchall() == [("owner-1",)]
