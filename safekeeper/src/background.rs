@@ -29,7 +29,7 @@ pub async fn open_all(map: Arc<TimelineMap>) {
     }
 }
 
-async fn connect(config: &BrokerConfig) -> Broker {
+pub(crate) async fn connect(config: &BrokerConfig) -> Broker {
     let mut is_first = true;
     loop {
         match Broker::connect(config).await {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::BrokerConfig;
+use remote_storage::GenericRemoteStorage;
 use utils::auth::JwtAuth;
 use utils::crashsafe::{TEMP_SUFFIX, with_suffix};
 use utils::id::NodeId;
@@ -30,6 +31,8 @@ pub struct Config {
     pub heartbeat_timeout: Duration,
     /// Whether WAL is kept until it is in object storage.
     pub wal_backup: WalBackup,
+    /// Object storage that full segments go to, and that older WAL is read back from.
+    pub remote_storage: Option<GenericRemoteStorage>,
     /// A peer that is this many bytes behind does not offload.
     pub max_offloader_lag_bytes: u64,
     /// Verifies tokens; `None` lets everybody in.

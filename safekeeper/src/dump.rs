@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pq_proto::replication::unix_micros;
@@ -168,7 +169,7 @@ async fn dump_memory(conf: &Config, timeline: &Timeline) -> DumpMemory {
             .iter()
             .map(|slot| slot.as_ref().map(dump_reader))
             .collect(),
-        wal_backup_active: false,
+        wal_backup_active: timeline.offload_active().load(Ordering::Relaxed),
         active: timeline.is_active(),
         num_computes: timeline.computes(),
         last_removed_segno: timeline.last_removed_segno(),

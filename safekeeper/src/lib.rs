@@ -11,6 +11,7 @@ pub mod control_file;
 pub mod dump;
 pub mod http;
 pub mod metrics;
+pub mod offload;
 pub mod pull_timeline;
 pub mod server;
 pub mod timeline;

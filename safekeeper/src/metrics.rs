@@ -132,7 +132,10 @@ impl TimelineGauges {
                 positions.remote_consistent_lsn.0 as f64,
             ),
             ("safekeeper_timeline_active", truth(timeline.is_active())),
-            ("safekeeper_wal_backup_active", 0.0),
+            (
+                "safekeeper_wal_backup_active",
+                truth(timeline.offload_active().load(Ordering::Relaxed)),
+            ),
             ("safekeeper_connected_computes", timeline.computes() as f64),
             ("safekeeper_acceptor_term", snapshot.term.0 as f64),
             (

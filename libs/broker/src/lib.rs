@@ -6,10 +6,12 @@
 //! Nothing here is needed for correctness: what is read may be old, and etcd may be away. Whoever
 //! uses it retries for ever, and goes on with what it has.
 
+mod election;
 mod key;
 mod publish;
 mod subscribe;
 
+pub use election::{Election, Leadership};
 pub use key::{BadKey, TimelineInfoKey};
 pub use publish::Publisher;
 pub use subscribe::{Subscription, Update};

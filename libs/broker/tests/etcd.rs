@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use broker::{Broker, BrokerConfig, Subscription, TimelineInfoKey, Update};
+use broker::{Broker, BrokerConfig, Election, Leadership, Subscription, TimelineInfoKey, Update};
 use safekeeper_api::timeline_info::SkTimelineInfo;
 use utils::id::{NodeId, TenantId, TenantTimelineId, TimelineId};
 use utils::lsn::Lsn;
@@ -133,4 +133,80 @@ async fn what_is_published_arrives_also_after_etcd_was_away() {
     tokio::time::timeout(Duration::from_secs(30), arrived)
         .await
         .expect("the watch came back");
+}
+
+fn won(election: Election) -> Leadership {
+    match election {
+        Election::Won(leadership) => *leadership,
+        Election::Lost(leader) => panic!("lost to {leader:?}"),
+    }
+}
+
+#[tokio::test]
+async fn there_is_one_leader_until_it_resigns_or_its_lease_ends() {
+    let etcd = Etcd::start();
+    let broker = etcd.broker().await;
+    let timeline = TenantTimelineId::new(TenantId::generate(), TimelineId::generate());
+    let other = TenantTimelineId::new(TenantId::generate(), TimelineId::generate());
+    let ttl = Duration::from_secs(2);
+    let stand = |timeline, node| broker.stand_for_leader(timeline, NodeId(node), ttl);
+    let ready = async {
+        while broker.leader(timeline).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ready)
+        .await
+        .expect("etcd answers");
+
+    let first = won(stand(timeline, 1).await.unwrap());
+    assert!(matches!(
+        stand(timeline, 2).await.unwrap(),
+        Election::Lost(Some(NodeId(1)))
+    ));
+    assert!(first.keep().await.unwrap());
+    won(stand(other, 2).await.unwrap());
+    first.resign().await.unwrap();
+    assert_eq!(broker.leader(timeline).await.unwrap(), None);
+
+    // A leader that is not heard of again.
+    let dead = won(stand(timeline, 3).await.unwrap());
+    let taken_over = async {
+        loop {
+            if let Election::Won(leadership) = stand(timeline, 4).await.unwrap() {
+                break *leadership;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let taken_over = tokio::time::timeout(Duration::from_secs(30), taken_over)
+        .await
+        .expect("the lease ends");
+    assert!(!dead.keep().await.unwrap());
+    assert!(taken_over.keep().await.unwrap());
+}
+
+#[tokio::test]
+async fn only_one_of_many_that_stand_at_once_wins() {
+    let etcd = Etcd::start();
+    let broker = etcd.broker().await;
+    let timeline = TenantTimelineId::new(TenantId::generate(), TimelineId::generate());
+    let standing = (1..=8).map(|node| {
+        let broker = broker.clone();
+        tokio::spawn(async move {
+            loop {
+                let ttl = Duration::from_secs(60);
+                match broker.stand_for_leader(timeline, NodeId(node), ttl).await {
+                    Ok(Election::Won(_)) => return true,
+                    Ok(Election::Lost(_)) => return false,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        })
+    });
+    let mut winners = 0;
+    for candidate in standing.collect::<Vec<_>>() {
+        winners += usize::from(candidate.await.unwrap());
+    }
+    assert_eq!(winners, 1);
 }

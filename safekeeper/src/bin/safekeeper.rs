@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use broker::BrokerConfig;
 use clap::Parser;
 use postgres_backend::AuthMethod;
+use remote_storage::{GenericRemoteStorage, RemoteStorageConfig};
 use safekeeper::config::{Config, WalBackup};
 use safekeeper::control_file;
 use safekeeper::dump::{Part, dump_control};
 use safekeeper::server::ConnectionHandler;
 use safekeeper::timeline_map::TimelineMap;
-use safekeeper::{Sync, background, http};
+use safekeeper::{Sync, background, http, offload};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -111,20 +112,18 @@ fn main() -> anyhow::Result<()> {
     if args.init {
         return Ok(());
     }
-    let conf = Arc::new(config(&args, id, auth)?);
     info!("version {}, safekeeper {id}", utils::VERSION);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(serve(conf))
+        .block_on(async {
+            let conf = config(&args, id, auth).await?;
+            serve(Arc::new(conf)).await
+        })
 }
 
-fn config(args: &Args, id: NodeId, auth: Option<JwtAuth>) -> anyhow::Result<Config> {
-    if let Some(text) = &args.remote_storage {
-        toml::from_str::<toml::Table>(&format!("remote_storage = {text}"))
-            .context("--remote-storage is no inline TOML table")?;
-    }
+async fn config(args: &Args, id: NodeId, auth: Option<JwtAuth>) -> anyhow::Result<Config> {
     let mut endpoints = args.broker_endpoints.clone();
     endpoints.extend(args.broker_endpoint.clone());
     let broker = (!endpoints.is_empty()).then(|| BrokerConfig {
@@ -144,9 +143,18 @@ fn config(args: &Args, id: NodeId, auth: Option<JwtAuth>) -> anyhow::Result<Conf
         } else {
             WalBackup::Enabled
         },
+        remote_storage: remote_storage(args.remote_storage.as_deref()).await?,
         max_offloader_lag_bytes: args.max_offloader_lag,
         auth: auth.map(Arc::new),
     })
+}
+
+async fn remote_storage(table: Option<&str>) -> anyhow::Result<Option<GenericRemoteStorage>> {
+    let config = table.map(RemoteStorageConfig::from_inline).transpose();
+    match config.context("bad --remote-storage")?.flatten() {
+        Some(config) => Ok(Some(GenericRemoteStorage::from_config(&config).await?)),
+        None => Ok(None),
+    }
 }
 
 /// The number stored in the data directory, stored there first if it is new.
@@ -192,6 +200,11 @@ async fn serve(conf: Arc<Config>) -> anyhow::Result<()> {
     if let Some(broker) = &conf.broker {
         tokio::spawn(background::publish(Arc::clone(&map), broker.clone()));
         tokio::spawn(background::hear_peers(Arc::clone(&map), broker.clone()));
+        if let Some(storage) = conf.remote_storage.clone()
+            && conf.wal_backup == WalBackup::Enabled
+        {
+            tokio::spawn(offload::run(Arc::clone(&map), storage, broker.clone()));
+        }
     }
     let auth = if conf.auth.is_some() {
         AuthMethod::Jwt

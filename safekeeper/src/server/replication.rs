@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tracing::info;
 use utils::lsn::Lsn;
 
+use crate::offload::Archive;
 use crate::timeline::{ReaderSlot, Timeline, TimelineError};
-use crate::wal_storage::WalReader;
+use crate::wal_storage::{WalDir, WalReader};
 
 /// A receiver that has had nothing for this long is told that the sender is alive.
 const KEEPALIVE_PERIOD: Duration = Duration::from_secs(1);
@@ -62,7 +63,8 @@ fn check_start(timeline: &Timeline, start: Lsn) -> Result<(), StartError> {
         });
     }
     let local_start = snapshot.local_start_lsn;
-    if local_start > timeline_start && start < local_start {
+    let is_archived = timeline.conf().remote_storage.is_some() && start < snapshot.positions.backup_lsn;
+    if local_start > timeline_start && start < local_start && !is_archived {
         return Err(StartError::BeforeLocalStart { start, local_start });
     }
     Ok(())
@@ -83,6 +85,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
         timeline,
         slot: &slot,
         wal: timeline.read_wal(request.start),
+        archive: None,
         commit: timeline.watch_commit(),
         // A proposer recovers up to what is durable now; all that comes later is its own.
         recovery_end: request.is_recovery.then(|| timeline.snapshot().flush_lsn),
@@ -152,6 +155,8 @@ struct Sender<'a, S> {
     timeline: &'a Timeline,
     slot: &'a ReaderSlot,
     wal: WalReader,
+    /// Where reading stands in object storage, while it is in a segment that is not on disk.
+    archive: Option<Archive>,
     commit: watch::Receiver<Lsn>,
     recovery_end: Option<Lsn>,
     application_name: Option<String>,
@@ -184,17 +189,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
 
     async fn send_chunk(&mut self, end: Lsn) -> Result<(), QueryError> {
         let start = self.wal.position();
-        self.check_soundness(start)?;
         self.buffer.clear();
-        let read = match self.wal.try_read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer) {
-            Ok(None) => tokio::task::block_in_place(|| {
-                self.wal
-                    .read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer)
-                    .map(Some)
-            }),
-            done => done,
-        };
-        read.map_err(anyhow::Error::new)?;
+        if let Some(archive) = self.archive_at(start) {
+            let piece = archive
+                .next(XLOG_DATA_BYTES_MAX)
+                .await
+                .map_err(anyhow::Error::new)?;
+            self.buffer.extend_from_slice(&piece);
+            self.wal.seek(start + piece.len() as u64);
+        } else {
+            self.read_local(start, end)?;
+        }
         let message = ReplicationMessage::XLogData {
             start,
             end,
@@ -205,6 +210,49 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
         self.writer.flush().await?;
         let position = self.wal.position();
         self.slot.update(|reader| reader.last_received_lsn = position);
+        Ok(())
+    }
+
+    /// Where to read `start` in object storage, if it is there and not on disk.
+    fn archive_at(&mut self, start: Lsn) -> Option<&mut Archive> {
+        let dir = self.timeline.wal_dir();
+        let is_in_segment = start.segment_offset(dir.segment_size) != 0;
+        let goes_on = |archive: &Archive| is_in_segment && archive.position() == start;
+        if !self.archive.as_ref().is_some_and(goes_on) {
+            self.archive = self.open_archive(dir, start);
+        }
+        self.archive.as_mut()
+    }
+
+    fn open_archive(&self, dir: WalDir, start: Lsn) -> Option<Archive> {
+        let storage = self.timeline.conf().remote_storage.as_ref()?;
+        let segno = start.segment_number(dir.segment_size);
+        if self.checked_segno == Some(segno) {
+            return None;
+        }
+        let snapshot = self.timeline.snapshot();
+        // What precedes the local start in a file is not WAL.
+        let is_before =
+            snapshot.local_start_lsn > snapshot.timeline_start_lsn && start < snapshot.local_start_lsn;
+        let is_offloaded = start < snapshot.positions.backup_lsn;
+        if !is_offloaded || (!is_before && dir.has_segment(segno)) {
+            return None;
+        }
+        info!("reading WAL from {start} on from object storage");
+        Some(Archive::new(storage.clone(), self.timeline.id(), dir, start))
+    }
+
+    fn read_local(&mut self, start: Lsn, end: Lsn) -> Result<(), QueryError> {
+        self.check_soundness(start)?;
+        let read = match self.wal.try_read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer) {
+            Ok(None) => tokio::task::block_in_place(|| {
+                self.wal
+                    .read(end, XLOG_DATA_BYTES_MAX, &mut self.buffer)
+                    .map(Some)
+            }),
+            done => done,
+        };
+        read.map_err(anyhow::Error::new)?;
         Ok(())
     }
 

@@ -16,7 +16,7 @@ mod readers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use safekeeper_api::protocol::{AcceptorMessage, Term};
@@ -149,6 +149,8 @@ pub struct Timeline {
     sound: Mutex<SoundSegments>,
     /// Segments below this number were removed.
     removed_before: AtomicU64,
+    /// Whether this safekeeper takes part in offloading the WAL.
+    offload_active: AtomicBool,
     /// Bytes on disk when segments were last removed, 0 if they never were.
     disk_usage: AtomicU64,
 }
@@ -185,6 +187,7 @@ impl Timeline {
             counters: WalCounters::default(),
             sound: Mutex::default(),
             removed_before: AtomicU64::new(0),
+            offload_active: AtomicBool::new(false),
             disk_usage: AtomicU64::new(0),
         }
     }
@@ -192,6 +195,16 @@ impl Timeline {
     /// The timeline's name.
     pub fn id(&self) -> TenantTimelineId {
         self.id
+    }
+
+    /// Settings of the safekeeper.
+    pub fn conf(&self) -> &Arc<Config> {
+        &self.conf
+    }
+
+    /// Set while this safekeeper takes part in offloading the WAL, be it only by standing for election.
+    pub fn offload_active(&self) -> &AtomicBool {
+        &self.offload_active
     }
 
     /// The state as of the last finished operation.
@@ -395,7 +408,8 @@ impl Timeline {
         } = self.snapshot();
         let mut horizon = persisted.remote_consistent_lsn.min(positions.peer_horizon_lsn);
         if self.conf.wal_backup == WalBackup::Enabled {
-            horizon = horizon.min(positions.backup_lsn);
+            // What a restart would have forgotten to be there must still be on disk to be uploaded again.
+            horizon = horizon.min(persisted.backup_lsn);
         }
         let segno = self.segment_number(horizon);
         if segno <= 1 || segno <= self.removed_before.load(Ordering::Relaxed) || self.cancel.is_cancelled() {

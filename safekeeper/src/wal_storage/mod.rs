@@ -132,6 +132,11 @@ impl WalDir {
         self.path.join(self.segment_name(segno) + PARTIAL_SUFFIX)
     }
 
+    /// Whether the segment is here, complete or not. Blocking, briefly.
+    pub fn has_segment(&self, segno: u64) -> bool {
+        self.partial_path(segno).exists() || self.full_path(segno).exists()
+    }
+
     /// All segment files, by number.
     pub fn segments(&self) -> Result<Vec<SegmentFile>, WalError> {
         let mut found = Vec::new();

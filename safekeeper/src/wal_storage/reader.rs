@@ -66,6 +66,11 @@ impl WalReader {
         self.at
     }
 
+    /// Goes on at `at`.
+    pub fn seek(&mut self, at: Lsn) {
+        self.at = at;
+    }
+
     /// Appends WAL up to `end` to `out`, `bytes_max` at most, and none of another segment than the
     /// first byte's. Returns how many bytes; at least 1 if `end` is ahead. May block.
     pub fn read(&mut self, end: Lsn, bytes_max: usize, out: &mut BytesMut) -> Result<usize, ReadWalError> {
