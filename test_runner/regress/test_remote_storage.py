@@ -1,12 +1,15 @@
 """Object storage is the truth: whatever becomes of the pageserver's disk, every row of every branch is there."""
 
+import json
 import shutil
 
 import pytest
+from fixtures import lsn
 from fixtures.bank import Bank
 from fixtures.http_clients import ApiError
 from fixtures.neon_env import NeonEnv, NeonEnvBuilder
 from fixtures.processes import wait_until
+from fixtures.s3_proxy import KINDS, Fault, S3Proxy
 
 CHECKSUM = "SELECT count(*), coalesce(sum(hashtext(i || v)), 0) FROM t"
 
@@ -20,9 +23,10 @@ SMALL_LAYERS = {
 
 
 def start_with_storage(builder: NeonEnvBuilder, *overrides: str) -> NeonEnv:
-    """A cluster whose pageserver keeps its layers in a directory."""
-    storage = builder.directory / "object_storage"
-    builder.pageserver_overrides += [f"remote_storage = {{local_path = '{storage}'}}", *overrides]
+    """A cluster that keeps its layers in the storage chosen, or else in a directory."""
+    if builder.remote_storage is None:
+        builder.with_local_fs()
+    builder.pageserver_overrides += overrides
     builder.tenant_settings |= SMALL_LAYERS
     return builder.start()
 
@@ -43,13 +47,42 @@ def lose_disk(env: NeonEnv):
     http.wait_active(env.tenant)
 
 
-def test_the_disk_is_lost_under_a_running_tenant(neon_env_builder: NeonEnvBuilder):
-    env = start_with_storage(neon_env_builder)
-    env.allowed_log_lines += [
-        # The directory vanishes while the server is at work.
-        r"No such file or directory",
-        r"wal receiver|walreceiver",
-    ]
+def lose_safekeeper(env: NeonEnv, node):
+    """A safekeeper dies and its disk with it; then it is there again, empty."""
+    node.kill()
+    shutil.rmtree(node.dir / env.tenant)
+    node.start()
+
+
+def position(node, name: str) -> int:
+    """One of the positions that a safekeeper reports of the main timeline."""
+    return lsn.parse(node.http().timeline(node.env.tenant, node.env.timelines["main"])[name])
+
+
+def check_objects(env: NeonEnv):
+    """In the end there are just the objects that the indexes name."""
+    tenant = f"tenants/{env.tenant}/timelines"
+
+    def are_named() -> bool:
+        objects = env.remote_storage.objects("pageserver")
+        wanted = set()
+        for timeline in env.timelines.values():
+            index = f"{tenant}/{timeline}/index_part.json"
+            layers = json.loads(env.remote_storage.read("pageserver", index))["timeline_layers"]
+            wanted |= {index, *(f"{tenant}/{timeline}/{layer}" for layer in layers)}
+        return set(objects) == wanted
+
+    wait_until(are_named, "objects are those that indexes name", 60)
+
+
+# The directory vanishes while the server is at work.
+LOSS_OF_DISK = [r"No such file or directory", r"wal receiver|walreceiver"]
+
+
+@pytest.mark.parametrize("storage", ["local_fs", "s3"])
+def test_the_disk_is_lost_under_a_running_tenant(neon_env_builder: NeonEnvBuilder, request, storage: str):
+    env = start_with_storage(neon_env_builder.with_storage(storage, request))
+    env.allowed_log_lines += LOSS_OF_DISK
     main = env.endpoint("main").start()
     main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
     bank = Bank(main).prepare()
@@ -75,6 +108,72 @@ def test_the_disk_is_lost_under_a_running_tenant(neon_env_builder: NeonEnvBuilde
         branch = next(endpoint for endpoint in env.endpoints if endpoint.name == name)
         branch.restart()
         assert branch.sql(CHECKSUM) == checksum, name
+
+
+def test_a_safekeepers_disk_is_lost_with_the_pageservers(neon_env_builder: NeonEnvBuilder, request):
+    neon_env_builder.safekeepers = 3
+    env = start_with_storage(neon_env_builder.with_storage("s3", request))
+    # The pageserver may ask the safekeeper before that has the timeline again.
+    env.allowed_log_lines += [*LOSS_OF_DISK, r"was not found in global map"]
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
+    bank, segment = Bank(main).prepare(), 16 * 1024 * 1024
+    offloaded = lsn.parse(main.lsn()) // segment + 1
+    with bank:
+        step = 0
+        while lsn.parse(main.lsn()) // segment < offloaded:
+            main.sql(f"INSERT INTO t SELECT i, repeat('{step}', 900) FROM generate_series({step}000, {step}999) i")
+            step += 1
+        env.branch("other")
+        survivor, lost = env.safekeepers[1], env.safekeepers[0]
+        wait_until(lambda: position(survivor, "backup_lsn") >= offloaded * segment, "WAL is offloaded", 60)
+        bank.wait_for(20)
+        expected = main.sql(CHECKSUM)
+        lose_safekeeper(env, lost)
+        lose_disk(env)
+        bank.wait_for(50, timeout=120)
+    bank.check()
+    assert main.sql(CHECKSUM) == expected
+    main.restart()
+    bank.check()
+    assert main.sql(CHECKSUM) == expected
+    assert env.endpoint("other").start().sql(CHECKSUM) == expected
+    committed = position(survivor, "commit_lsn")
+    wait_until(lambda: position(lost, "commit_lsn") >= committed, "the lost safekeeper has caught up", 60)
+
+
+def test_troubles_of_the_s3_server_lose_nothing(neon_env_builder: NeonEnvBuilder, s3_server):
+    with S3Proxy(s3_server.endpoint) as proxy:
+        env = start_with_storage(neon_env_builder.with_s3(s3_server, endpoint=proxy.endpoint, timeout="2s"))
+        env.allowed_log_lines += [*LOSS_OF_DISK, r"will retry|retries|attempt"]
+        http, timeline = env.pageserver.http(), env.timelines["main"]
+        main = env.endpoint("main").start()
+        main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
+        bank = Bank(main).prepare()
+        with bank:
+            for step, kind in enumerate(KINDS):
+                proxy.fault = Fault(kind)
+                main.sql(f"INSERT INTO t SELECT i, repeat('{step}', 400) FROM generate_series({step}000, {step}999) i")
+                http.checkpoint(env.tenant, timeline)
+                on_disk = http.timeline(env.tenant, timeline)["disk_consistent_lsn"]
+                wait_until(lambda kind=kind: proxy.counts[kind] >= 3, f"requests meet {kind}", 60)
+                bank.wait_for(20)
+                if kind != "slow":
+                    uploaded = http.timeline(env.tenant, timeline)["remote_consistent_lsn"]
+                    assert lsn.parse(uploaded) < lsn.parse(on_disk), "nobody takes a failed upload for done"
+                proxy.fault = None
+                http.wait_uploaded(env.tenant, timeline, on_disk)
+        bank.check()
+        expected = main.sql(CHECKSUM)
+        # From now on a request in three meets with something: attaching and reading get through all the same.
+        proxy.fault, met = Fault("mixed", 0.3), proxy.met()
+        while proxy.met() < met + 5:
+            lose_disk(env)
+            main.restart()
+            assert main.sql(CHECKSUM) == expected
+            bank.check()
+        proxy.fault = None
+        check_objects(env)
 
 
 def test_detach_leaves_nothing_here_and_everything_there(neon_env_builder: NeonEnvBuilder):
@@ -177,12 +276,16 @@ def test_a_deleted_timeline_leaves_no_object(neon_env_builder: NeonEnvBuilder):
     http = env.pageserver.http()
     env.allowed_log_lines.append("Cannot delete timeline which has child timelines")
     timeline = env.branch("doomed")
-    objects = neon_env_builder.directory / "object_storage" / "tenants" / env.tenant / "timelines" / timeline
-    assert (objects / "index_part.json").exists(), "a branch is in object storage when it is acknowledged"
+    prefix = f"tenants/{env.tenant}/timelines/{timeline}/"
+
+    def objects() -> list[str]:
+        return [name for name in env.remote_storage.objects("pageserver") if name.startswith(prefix)]
+
+    assert f"{prefix}index_part.json" in objects(), "a branch is in object storage when it is acknowledged"
     with pytest.raises(ApiError, match="child timelines"):
         http.timeline_delete(env.tenant, env.timelines["main"])
     http.timeline_delete(env.tenant, timeline)
-    assert not any(path.is_file() for path in objects.rglob("*"))
+    assert objects() == []
     env.pageserver.kill()
     env.pageserver.start()
     http.wait_active(env.tenant)

@@ -10,11 +10,6 @@ from fixtures.processes import wait_until
 SEGMENT = 16 * 1024 * 1024
 
 
-def kind(request, builder, name):
-    """Gives the cluster object storage of the kind named; only S3 starts a server."""
-    return builder.with_s3(request.getfixturevalue("s3_server")) if name == "s3" else builder.with_local_fs()
-
-
 def fill_segments(endpoint, count):
     """Writes WAL until `count` more segments have been begun."""
     target = lsn.parse(endpoint.lsn()) // SEGMENT + count
@@ -84,9 +79,9 @@ def read_wal(node, start, end):
         connection.close()
 
 
-@pytest.mark.parametrize("storage", ["local_fs"])
+@pytest.mark.parametrize("storage", ["local_fs", "s3"])
 def test_full_segments_are_offloaded_once_committed(neon_env_builder, request, storage):
-    kind(request, neon_env_builder, storage).safekeepers = 3
+    neon_env_builder.with_storage(storage, request).safekeepers = 3
     env = neon_env_builder.start()
     endpoint = env.endpoint("main").start()
     fill_segments(endpoint, 3)
