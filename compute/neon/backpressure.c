@@ -6,7 +6,8 @@
  * page changed lately would wait that long. A lag above one of neon.max_replication_*_lag slows
  * writers in two places: a transaction that wrote waits before its commit, until the lag is
  * small again (cancellable); and within a statement each new block, and each page read, costs a short sleep, since
- * buffer and relation locks may be held there.
+ * buffer and relation locks may be held there. The sleep grows with the excess, so that a statement of any size
+ * settles at the page server's speed instead of leaving it behind.
  */
 #include "postgres.h"
 
@@ -24,10 +25,13 @@
 #include "utils/pg_lsn.h"
 
 #include "backpressure.h"
+#include "cluster_state.h"
 #include "neon.h"
 
-/* Sleep per new block or page read while the page server is behind. */
+/* Sleep per new block or page read while the page server is behind: at the limit, per excess of the limit, and at most. */
 #define BRIEF_SLEEP_US 1000
+#define EXCESS_SLEEP_US 64000
+#define LONGEST_SLEEP_US 200000
 
 /* How often a waiting commit looks again. */
 #define COMMIT_CHECK_MS 10
@@ -81,30 +85,34 @@ backpressure_get_feedback(void)
 	return feedback;
 }
 
-static bool
-exceeds(XLogRecPtr ours, XLogRecPtr theirs, int limit_mb)
+/* By how much of the limit the lag exceeds it; not above 0 if it does not. */
+static double
+excess(XLogRecPtr ours, XLogRecPtr theirs, int limit_mb)
 {
-	/* An LSN of 0 means that nothing was reported yet. */
-	return limit_mb > 0 && theirs != InvalidXLogRecPtr && ours > theirs &&
-		ours - theirs > limit_mb * BYTES_PER_MB;
+	/* An LSN of 0 means that there is nothing to keep the pace of: no report, or no remote storage. */
+	if (limit_mb <= 0 || theirs == InvalidXLogRecPtr || ours <= theirs)
+		return 0;
+	return (double) (ours - theirs) / (limit_mb * BYTES_PER_MB) - 1;
 }
 
-static bool
-pageserver_is_behind(void)
+/* The largest excess of all lags that have a limit; not above 0 if the page server is near enough. */
+static double
+pageserver_excess_lag(void)
 {
 	PageserverFeedback feedback;
 	XLogRecPtr	ours;
 
 	if (neon_max_replication_write_lag_mb <= 0 && neon_max_replication_flush_lag_mb <= 0 &&
 		neon_max_replication_apply_lag_mb <= 0)
-		return false;
+		return 0;
 	feedback = backpressure_get_feedback();
+	/* The base backup came from the page server, so that far it has been in any case. */
 	if (feedback.received_lsn == InvalidXLogRecPtr)
-		return false;
+		feedback.received_lsn = cluster_state.base_lsn;
 	ours = GetXLogWriteRecPtr();
-	return exceeds(ours, feedback.received_lsn, neon_max_replication_write_lag_mb) ||
-		exceeds(ours, feedback.disk_consistent_lsn, neon_max_replication_flush_lag_mb) ||
-		exceeds(ours, feedback.remote_consistent_lsn, neon_max_replication_apply_lag_mb);
+	return Max(excess(ours, feedback.received_lsn, neon_max_replication_write_lag_mb),
+			   Max(excess(ours, feedback.disk_consistent_lsn, neon_max_replication_flush_lag_mb),
+				   excess(ours, feedback.remote_consistent_lsn, neon_max_replication_apply_lag_mb)));
 }
 
 /* Is this one of the processes whose work can wait? */
@@ -118,11 +126,17 @@ is_throttled_process(void)
 void
 throttle_briefly(void)
 {
-	if (!is_throttled_process() || TransactionIdIsValid(GetTopTransactionIdIfAny()) == false ||
-		!pageserver_is_behind())
+	double		excess_lag;
+	long		sleep_us;
+
+	if (!is_throttled_process() || !TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return;
-	pg_usleep(BRIEF_SLEEP_US);
-	pg_atomic_fetch_add_u64(&shared->throttled_us, BRIEF_SLEEP_US);
+	excess_lag = pageserver_excess_lag();
+	if (excess_lag <= 0)
+		return;
+	sleep_us = Min(BRIEF_SLEEP_US + EXCESS_SLEEP_US * excess_lag, LONGEST_SLEEP_US);
+	pg_usleep(sleep_us);
+	pg_atomic_fetch_add_u64(&shared->throttled_us, sleep_us);
 }
 
 /* A transaction that wrote waits here, before anything of its commit has happened. */
@@ -132,7 +146,7 @@ wait_before_commit(XactEvent event, void *arg)
 	if (event != XACT_EVENT_PRE_COMMIT || !is_throttled_process() ||
 		!TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return;
-	while (pageserver_is_behind())
+	while (pageserver_excess_lag() > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 COMMIT_CHECK_MS, PG_WAIT_EXTENSION);

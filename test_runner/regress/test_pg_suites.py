@@ -45,7 +45,7 @@ def check_branch_from_middle(env: NeonEnv, lsn: str, directory: Path, stock_isol
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("shared_buffers", ["128MB", pytest.param("1MB", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shared_buffers", ["128MB", "1MB"])
 def test_suites_and_what_they_leave(neon_env_builder: NeonEnvBuilder, ports, test_dir: Path, shared_buffers):
     stock_regress, stock_isolation = stock_run(REGRESS, ports), stock_run(ISOLATION, ports)
     neon_env_builder.safekeepers = 3
