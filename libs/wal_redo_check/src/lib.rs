@@ -24,7 +24,9 @@ mod worker;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use utils::lsn::Lsn;
 
 use crew::Crew;
@@ -73,6 +75,7 @@ pub fn check(options: &Options) -> Result<Report> {
     let mut router = Router::new(Crew::new(options, rmgr), options);
     let mut records = WalRecords::new(source, options.start);
     let outcome = route_all(&mut records, &mut router);
+    let cpu_seconds = cpu_seconds().context("cannot tell the time used")?;
     let (mut report, samples) = router.finish(options.compare.as_deref())?;
     if let Some(path) = &options.samples {
         samples.write(path)?;
@@ -82,6 +85,7 @@ pub fn check(options: &Options) -> Result<Report> {
     report.wal_end = records.end();
     report.gaps = records.gaps();
     report.only = rmgr;
+    report.replay_cpu_seconds = cpu_seconds;
     Ok(report)
 }
 
@@ -92,5 +96,15 @@ fn route_all(records: &mut WalRecords, router: &mut Router) -> Result<()> {
             segments::Next::Gap => router.forget_all()?,
         }
     }
-    Ok(())
+    router.catch_up()
+}
+
+/// CPU time that this process has used so far, user's and system's.
+fn cpu_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let times = [usage.user_time(), usage.system_time()];
+    Ok(times
+        .map(|time| time.num_microseconds() as f64 / 1e6)
+        .iter()
+        .sum())
 }

@@ -86,12 +86,16 @@ impl Hasher for TagHasher {
         self.write_u32(u32::from(value));
     }
 
+    #[inline]
     fn write_u32(&mut self, value: u32) {
-        self.0 = (self.0.rotate_left(17) ^ u64::from(value)).wrapping_mul(ODD);
+        // The numbers of a place differ in few bits: shifted apart, they hardly ever cancel out.
+        self.0 = self.0.rotate_left(17) ^ u64::from(value);
     }
 
+    #[inline]
     fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
+        let spread = self.0.wrapping_mul(ODD);
+        spread ^ spread >> 32
     }
 }
 
@@ -152,8 +156,35 @@ impl Slab {
 /// Pages by their place. Those not changed yet are still in the base directory, if there is one.
 pub struct Pages {
     changed: HashMap<PageTag, u32, BuildHasherDefault<TagHasher>>,
+    /// Places of some pages used lately: neighbouring records change the same pages.
+    recent: Recent,
     slab: Slab,
     base: Base,
+}
+
+/// Pages kept in [`Recent`].
+const RECENT_LEN: usize = 256;
+
+/// Some pages and their places, each under a number made of its tag.
+struct Recent(Box<[Option<(PageTag, u32)>; RECENT_LEN]>);
+
+impl Recent {
+    fn new() -> Self {
+        Recent(Box::new([None; RECENT_LEN]))
+    }
+
+    #[inline]
+    fn slot(&mut self, tag: &PageTag) -> &mut Option<(PageTag, u32)> {
+        &mut self.0[(tag.blkno ^ tag.relnode.wrapping_mul(31)) as usize % RECENT_LEN]
+    }
+
+    #[inline]
+    fn get(&mut self, tag: &PageTag) -> Option<u32> {
+        match self.slot(tag) {
+            Some((known, place)) if known == tag => Some(*place),
+            _ => None,
+        }
+    }
 }
 
 /// The base directory, less what the WAL has removed from it since.
@@ -196,6 +227,7 @@ impl Pages {
     pub fn new(base: Option<&Path>) -> Self {
         Pages {
             changed: HashMap::default(),
+            recent: Recent::new(),
             slab: Slab::default(),
             base: Base {
                 dir: base.map(DataDir::new),
@@ -207,11 +239,26 @@ impl Pages {
         }
     }
 
+    /// Where the page is, if it was changed already.
+    #[inline]
+    fn place(&mut self, tag: &PageTag) -> Option<u32> {
+        match self.recent.get(tag) {
+            Some(place) => Some(place),
+            None => self.place_not_recent(tag),
+        }
+    }
+
+    fn place_not_recent(&mut self, tag: &PageTag) -> Option<u32> {
+        let place = *self.changed.get(tag)?;
+        *self.recent.slot(tag) = Some((*tag, place));
+        Some(place)
+    }
+
     /// The page for changing, if it is known.
     #[inline]
     pub fn get(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
-        match self.changed.get(tag) {
-            Some(&place) => Ok(Some(self.slab.page(place))),
+        match self.place(tag) {
+            Some(place) => Ok(Some(self.slab.page(place))),
             None => self.get_from_base(tag),
         }
     }
@@ -228,11 +275,20 @@ impl Pages {
         }
     }
 
+    /// The page for being made anew: made of zeros if it is not known yet, whatever the base directory has.
+    #[inline]
+    pub fn get_or_new(&mut self, tag: &PageTag) -> io::Result<&mut PageBuf> {
+        match self.place(tag) {
+            Some(place) => Ok(self.slab.page(place)),
+            None => self.add(*tag),
+        }
+    }
+
     /// The page for changing, made of zeros if it is not known.
     #[inline]
     pub fn get_or_zeros(&mut self, tag: &PageTag) -> io::Result<&mut PageBuf> {
-        match self.changed.get(tag) {
-            Some(&place) => Ok(self.slab.page(place)),
+        match self.place(tag) {
+            Some(place) => Ok(self.slab.page(place)),
             None => {
                 let base = self.base.page(tag)?;
                 let new = self.add(*tag)?;
@@ -253,8 +309,8 @@ impl Pages {
     }
 
     pub fn put(&mut self, tag: PageTag, page: &PageBuf) -> io::Result<()> {
-        let place = match self.changed.get(&tag) {
-            Some(&place) => self.slab.page(place),
+        let place = match self.place(&tag) {
+            Some(place) => self.slab.page(place),
             None => self.add(tag)?,
         };
         *place = *page;
@@ -262,10 +318,12 @@ impl Pages {
     }
 
     pub fn remove(&mut self, tag: &PageTag) {
+        *self.recent.slot(tag) = None;
         self.slab.free.extend(self.changed.remove(tag));
     }
 
     fn remove_where(&mut self, gone: impl Fn(&PageTag) -> bool) {
+        self.recent = Recent::new();
         let places = self
             .changed
             .extract_if(|tag, _| gone(tag))
@@ -324,3 +382,6 @@ impl Pages {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,30 +107,34 @@ pub struct Report {
     pub final_pages_differing: u64,
     /// Pages of commit status and multixacts equal to those of the data directory at the end.
     pub slru_pages_equal: u64,
+    /// CPU time of the process, user's and system's, up to the end of replay, in seconds: without comparing with a
+    /// data directory and without giving memory back. Threads that still replay then are not waited for.
+    pub replay_cpu_seconds: f64,
     /// Resource manager the report is restricted to.
     #[serde(skip)]
     pub only: Option<u8>,
 }
 
-/// Counts by resource manager and info byte: this is looked up for each record and block.
+/// Counts by resource manager and the upper half of the info byte, which is the resource manager's: this is looked up
+/// for each record and block.
 #[derive(Clone, Debug)]
 struct CountTable(Vec<Counts>);
 
 impl CountTable {
     fn new() -> Self {
-        CountTable(vec![Counts::default(); 256 * 256])
+        CountTable(vec![Counts::default(); 256 * 16])
     }
 
     fn of(&mut self, record: &RecordRef<'_>) -> &mut Counts {
         let (rmid, info) = (record.header.rmid, record.header.info);
-        &mut self.0[usize::from(rmid) << 8 | usize::from(info)]
+        &mut self.0[usize::from(rmid) << 4 | usize::from(info >> 4)]
     }
 
     /// By resource manager and name of the kind, those that occurred.
     fn by_kind(&self) -> BTreeMap<(u8, &'static str), Counts> {
         let mut kinds: BTreeMap<_, Counts> = BTreeMap::new();
         for (index, counts) in self.0.iter().enumerate().filter(|(_, counts)| counts.occurred()) {
-            let (rmid, info) = ((index >> 8) as u8, index as u8);
+            let (rmid, info) = ((index >> 4) as u8, (index << 4) as u8);
             kinds
                 .entry((rmid, record_name(rmid, info)))
                 .or_default()
@@ -176,6 +180,7 @@ impl Default for Report {
             final_pages_equal: 0,
             final_pages_differing: 0,
             slru_pages_equal: 0,
+            replay_cpu_seconds: 0.0,
             only: None,
         }
     }

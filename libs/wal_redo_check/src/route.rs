@@ -40,6 +40,11 @@ impl Router {
         }
     }
 
+    /// Makes the changes that were put off.
+    pub fn catch_up(&mut self) -> Result<()> {
+        self.slrus.as_mut().map_or(Ok(()), Slrus::catch_up)
+    }
+
     /// Lets everybody finish and compare with a data directory, if there is one; gives all findings.
     pub fn finish(mut self, compare: Option<&Path>) -> Result<(Report, Samples)> {
         if let (Some(root), Some(slrus)) = (compare, &self.slrus) {
@@ -81,7 +86,7 @@ impl Router {
                 .record(end, &parsed, record)
                 .with_context(|| format!("record ending at {end}"))?;
         }
-        self.files(&parsed)
+        self.files(end, &parsed)
             .with_context(|| format!("record ending at {end}"))
     }
 
@@ -109,7 +114,7 @@ impl Router {
     }
 
     /// Changes of files that have no block references.
-    fn files(&mut self, record: &RecordRef<'_>) -> Result<()> {
+    fn files(&mut self, end: Lsn, record: &RecordRef<'_>) -> Result<()> {
         let (rmid, info) = (record.header.rmid, record.rmgr_info());
         match (rmid, info) {
             (RM_SMGR_ID, XLOG_SMGR_TRUNCATE) => self.truncate(SmgrTruncate::decode(record.main_data)?),
@@ -130,17 +135,23 @@ impl Router {
                     to: (copy.tablespace, copy.database),
                 })
             }
-            (RM_XACT_ID, _) => {
-                let Some(outcome) = XactEnd::outcome_of(info) else {
-                    return Ok(());
-                };
-                for dropped in XactEnd::parse(outcome, info, record.main_data)?.dropped {
-                    self.crew.change_all(FileChange::DropRelation(dropped))?;
-                }
-                Ok(())
-            }
+            (RM_XACT_ID, _) => self.end_transaction(end, record),
             _ => Ok(()),
         }
+    }
+
+    fn end_transaction(&mut self, end: Lsn, record: &RecordRef<'_>) -> Result<()> {
+        let Some(outcome) = XactEnd::outcome_of(record.header.info) else {
+            return Ok(());
+        };
+        let xact = XactEnd::parse(outcome, record.header.info, record.main_data)?;
+        if let Some(slrus) = &mut self.slrus {
+            slrus.end_transaction(end, record.header.xid, &xact)?;
+        }
+        for dropped in xact.dropped {
+            self.crew.change_all(FileChange::DropRelation(dropped))?;
+        }
+        Ok(())
     }
 
     fn truncate(&mut self, truncate: SmgrTruncate) -> Result<()> {

@@ -4,12 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use postgres_ffi::v15::BLCKSZ;
 use postgres_ffi::v15::stream::WalStreamDecoder;
 use postgres_ffi::v15::wal_file::SegmentName;
@@ -35,6 +36,8 @@ pub struct SegmentSource {
     next: Option<u64>,
     /// File being read, or read last; removed, if asked for, when the next one is there.
     current: Option<Current>,
+    /// The piece read last. Its memory serves again once nobody else has it.
+    last_piece: Bytes,
 }
 
 /// A file being read.
@@ -62,6 +65,7 @@ impl SegmentSource {
             segment_size: 0,
             next: None,
             current: None,
+            last_piece: Bytes::new(),
         };
         let first = source
             .wait_for_next()?
@@ -104,10 +108,12 @@ impl SegmentSource {
         let Some(current) = &mut self.current else {
             return Ok(None);
         };
-        let bytes = read_piece(&mut current.file)
+        let buffer = mem::take(&mut self.last_piece).try_into_mut().unwrap_or_default();
+        let bytes = read_piece(&mut current.file, buffer)
             .with_context(|| format!("cannot read {}", current.path.display()))?;
         let start = current.at;
         current.at.0 += bytes.len() as u64;
+        self.last_piece = bytes.clone();
         Ok((!bytes.is_empty()).then_some(Piece {
             start,
             bytes,
@@ -169,11 +175,20 @@ impl SegmentSource {
     }
 }
 
-/// Reads up to [`PIECE_LEN`] bytes; fewer only at the end of the file.
-fn read_piece(file: &mut File) -> io::Result<Bytes> {
-    let mut bytes = Vec::with_capacity(PIECE_LEN);
-    file.take(PIECE_LEN as u64).read_to_end(&mut bytes)?;
-    Ok(bytes.into())
+/// Reads up to [`PIECE_LEN`] bytes; fewer only at the end of the file. `buffer` gives its memory.
+fn read_piece(file: &mut File, mut buffer: BytesMut) -> io::Result<Bytes> {
+    buffer.resize(PIECE_LEN, 0);
+    let mut len = 0;
+    while len < PIECE_LEN {
+        match file.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(len);
+    Ok(buffer.freeze())
 }
 
 /// Segment size from the header of a segment's first page.

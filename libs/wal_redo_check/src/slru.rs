@@ -14,8 +14,8 @@ use pageserver_api::value::WalRecord;
 use postgres_ffi::v15::bodies::{MultiXactCreate, zero_page};
 use postgres_ffi::v15::record_ref::RecordRef;
 use postgres_ffi::v15::rmgr::{
-    CLOG_ZEROPAGE, RM_CLOG_ID, RM_MULTIXACT_ID, RM_XACT_ID, XLOG_MULTIXACT_CREATE_ID,
-    XLOG_MULTIXACT_ZERO_MEM_PAGE, XLOG_MULTIXACT_ZERO_OFF_PAGE,
+    CLOG_ZEROPAGE, RM_CLOG_ID, RM_MULTIXACT_ID, XLOG_MULTIXACT_CREATE_ID, XLOG_MULTIXACT_ZERO_MEM_PAGE,
+    XLOG_MULTIXACT_ZERO_OFF_PAGE,
 };
 use postgres_ffi::v15::slru::{
     CLOG_XACTS_PER_PAGE, MULTIXACT_MEMBERS_PER_PAGE, MULTIXACT_OFFSETS_PER_PAGE, SLRU_PAGES_PER_SEGMENT,
@@ -26,11 +26,22 @@ use wal_redo::{PAGE_SIZE, reconstruct};
 
 use crate::report::Report;
 
+/// Changes of a page that may wait. Replaying many at a time is what redo is made for.
+const WAITING_MAX: usize = 128;
+
 /// Pages changed so far.
 pub struct Slrus {
     /// By kind and page number.
-    pages: BTreeMap<(SlruKind, u32), Bytes>,
+    pages: BTreeMap<(SlruKind, u32), SlruPage>,
     base: PathBuf,
+}
+
+/// A page, and the changes it has yet to get.
+#[derive(Default)]
+struct SlruPage {
+    /// Content before those changes; `None` if it is still that of the base directory.
+    content: Option<Bytes>,
+    waiting: Vec<(Lsn, WalRecord)>,
 }
 
 /// Reads a page of an SLRU's segment file; `None` if the file does not reach so far.
@@ -54,7 +65,8 @@ impl Slrus {
         }
     }
 
-    /// Replays what a record says of transactions and multixacts.
+    /// Replays what a record says of multixacts and of pages begun; for ends of transactions see
+    /// [`Self::end_transaction`].
     pub fn record(&mut self, end: Lsn, record: &RecordRef<'_>, raw: &[u8]) -> Result<()> {
         let main = record.main_data;
         match (record.header.rmid, record.rmgr_info()) {
@@ -68,31 +80,33 @@ impl Slrus {
             (RM_MULTIXACT_ID, XLOG_MULTIXACT_CREATE_ID) => {
                 self.create_multixact(end, &MultiXactCreate::parse(main)?, raw)?;
             }
-            (RM_XACT_ID, info) => {
-                if let Some(outcome) = XactEnd::outcome_of(info) {
-                    let xact = XactEnd::parse(outcome, record.header.info, main)?;
-                    self.end_transaction(end, xact.twophase_xid.unwrap_or(record.header.xid), &xact)?;
-                }
-            }
             _ => {}
         }
         Ok(())
     }
 
     fn zero(&mut self, kind: SlruKind, page: u32) {
-        self.pages.insert((kind, page), Bytes::from(vec![0; PAGE_SIZE]));
+        let zeros = SlruPage {
+            content: Some(Bytes::from(vec![0; PAGE_SIZE])),
+            waiting: Vec::new(),
+        };
+        self.pages.insert((kind, page), zeros);
     }
 
     fn apply(&mut self, kind: SlruKind, page: u32, end: Lsn, change: WalRecord) -> Result<()> {
-        let old = match self.pages.remove(&(kind, page)) {
-            Some(old) => Some(old),
-            None => read_page(&self.base, kind, page)?,
-        };
-        let key = slru_block_key(kind, page / SLRU_PAGES_PER_SEGMENT, page % SLRU_PAGES_PER_SEGMENT);
-        let new = reconstruct(key, old, &[(end, change)])
-            .with_context(|| format!("page {page} of {}", kind.directory()))?;
-        self.pages.insert((kind, page), new);
+        let state = self.pages.entry((kind, page)).or_default();
+        state.waiting.push((end, change));
+        if state.waiting.len() >= WAITING_MAX {
+            state.catch_up(&self.base, kind, page)?;
+        }
         Ok(())
+    }
+
+    /// Applies the changes that wait.
+    pub fn catch_up(&mut self) -> Result<()> {
+        self.pages
+            .iter_mut()
+            .try_for_each(|((kind, page), state)| state.catch_up(&self.base, *kind, *page))
     }
 
     fn create_multixact(&mut self, end: Lsn, created: &MultiXactCreate, raw: &[u8]) -> Result<()> {
@@ -128,9 +142,10 @@ impl Slrus {
         Ok(())
     }
 
-    fn end_transaction(&mut self, end: Lsn, xid: u32, xact: &XactEnd) -> Result<()> {
+    /// Replays the end of a transaction. `xid` is that in the record's header.
+    pub fn end_transaction(&mut self, end: Lsn, xid: u32, xact: &XactEnd) -> Result<()> {
         let mut xids = xact.subxacts.clone();
-        xids.extend(Some(xid).filter(|xid| *xid != 0));
+        xids.extend(Some(xact.twophase_xid.unwrap_or(xid)).filter(|xid| *xid != 0));
         // Those of one page mostly stand together; in which order they are set does not matter.
         for xids in xids.chunk_by(|a, b| a / CLOG_XACTS_PER_PAGE == b / CLOG_XACTS_PER_PAGE) {
             let page = xids[0] / CLOG_XACTS_PER_PAGE;
@@ -147,14 +162,37 @@ impl Slrus {
         Ok(())
     }
 
-    /// Compares all changed pages with a data directory. Segments that were removed since do not count.
+    /// Compares all changed pages with a data directory, after [`Self::catch_up`]. Segments that were removed since
+    /// do not count.
     pub fn compare(&self, root: &Path, report: &mut Report) -> io::Result<()> {
-        for ((kind, page), ours) in &self.pages {
+        for ((kind, page), state) in &self.pages {
+            // A page whose changes failed was not made: that was reported.
+            let Some(ours) = &state.content else {
+                continue;
+            };
             if let Some(theirs) = read_page(root, *kind, *page)? {
                 let equal = ours[..PAGE_SIZE] == theirs[..];
                 report.slru_page_at_end(kind.directory(), *page, equal);
             }
         }
+        Ok(())
+    }
+}
+
+impl SlruPage {
+    fn catch_up(&mut self, base: &Path, kind: SlruKind, page: u32) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let before = match self.content.take() {
+            Some(content) => Some(content),
+            None => read_page(base, kind, page)?,
+        };
+        let key = slru_block_key(kind, page / SLRU_PAGES_PER_SEGMENT, page % SLRU_PAGES_PER_SEGMENT);
+        let after = reconstruct(key, before, &self.waiting)
+            .with_context(|| format!("page {page} of {}", kind.directory()))?;
+        self.content = Some(after);
+        self.waiting.clear();
         Ok(())
     }
 }

@@ -158,8 +158,9 @@ impl Worker {
         let Replay {
             end, record, block, ..
         } = *replay;
-        let from_nothing = block.will_init || block.image.is_some() || tag.forknum == visibility::FORKNUM;
-        let page = if from_nothing {
+        let page = if block.will_init || block.image.is_some() {
+            Some(self.pages.get_or_new(&tag)?)
+        } else if tag.forknum == visibility::FORKNUM {
             Some(self.pages.get_or_zeros(&tag)?)
         } else {
             self.pages.get(&tag)?

@@ -99,7 +99,7 @@ pub struct WalStreamDecoder {
     input: VecDeque<Bytes>,
     /// The record being put together, without page headers and padding.
     partial: BytesMut,
-    /// What was lent out and has to be passed over before going on.
+    /// The record found last, if it was lent out and has to be passed over before going on.
     lent: Option<Found>,
     last_start: Lsn,
     last_end: Lsn,
@@ -159,7 +159,8 @@ impl WalStreamDecoder {
 
     /// The next whole record: its end, and its bytes without page headers. `None` if more must be fed.
     pub fn next_record(&mut self) -> Result<Option<(Lsn, Bytes)>, StreamError> {
-        let Some(found) = self.find()? else {
+        self.find()?;
+        let Some(found) = self.lent.take() else {
             return Ok(None);
         };
         let record = match found {
@@ -178,7 +179,7 @@ impl WalStreamDecoder {
     /// Goes on to the next whole record, which [`Self::record`] then lends; gives its end. Cheaper than
     /// [`Self::next_record`]: a record within one page and one fed piece is not copied, and nothing is counted.
     pub fn seek_record(&mut self) -> Result<Option<Lsn>, StreamError> {
-        self.lent = self.find()?;
+        self.find()?;
         Ok(self.lent.map(|_| self.last_end))
     }
 
@@ -191,8 +192,9 @@ impl WalStreamDecoder {
         }
     }
 
-    /// Finds the next record and checks it. Its bytes stay where they are.
-    fn find(&mut self) -> Result<Option<Found>, StreamError> {
+    /// Finds the next record, checks it and leaves it in `lent`; leaves nothing there if more must be fed. What is
+    /// found is not returned: that would be a copy for each record.
+    fn find(&mut self) -> Result<(), StreamError> {
         if let Some(failure) = self.failure {
             return Err(failure);
         }
@@ -211,16 +213,17 @@ impl WalStreamDecoder {
         result
     }
 
-    fn advance(&mut self) -> Result<Option<Found>, StreamError> {
+    fn advance(&mut self) -> Result<(), StreamError> {
         while let Some(piece) = self.input.front_mut() {
             let step = self.scanner.step(piece)?;
             if step.outcome == Outcome::Done && self.partial.is_empty() {
                 self.last_start = check_record(&self.scanner, &piece[..step.data])?;
                 self.last_end = self.scanner.position();
-                return Ok(Some(Found::InPiece {
+                self.lent = Some(Found::InPiece {
                     data: step.data,
                     consumed: step.consumed,
-                }));
+                });
+                return Ok(());
             }
             self.partial.extend_from_slice(&piece[..step.data]);
             piece.advance(step.consumed);
@@ -231,11 +234,12 @@ impl WalStreamDecoder {
                 Outcome::Done => {
                     self.last_start = check_record(&self.scanner, &self.partial)?;
                     self.last_end = self.scanner.position();
-                    return Ok(Some(Found::Gathered));
+                    self.lent = Some(Found::Gathered);
+                    return Ok(());
                 }
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     fn drop_empty_piece(&mut self) {
