@@ -3,6 +3,7 @@
 //! Handlers translate: requests into calls of the tenants and timelines, results into models, errors
 //! into statuses. What is done, and whether it may be done, is decided elsewhere.
 
+mod doc;
 mod failpoints;
 mod layer;
 mod tenant;
@@ -32,6 +33,7 @@ pub fn router(server: Arc<Server>, launched_at: &str) -> Router {
         .route("/v1/status", get(status))
         .route("/metrics", get(show_metrics))
         .route("/v1/failpoints", put(failpoints::configure))
+        .merge(doc::routes())
         .merge(tenant::routes())
         .merge(timeline::routes())
         .merge(layer::routes())

@@ -212,3 +212,63 @@ async fn metrics_follow_the_timelines() {
     api.0.tenant.delete_timeline(timeline.timeline_id).await.unwrap();
     assert!(!shown().await);
 }
+
+/// Every route of the sources is in the document, with its methods.
+#[tokio::test]
+async fn the_document_has_every_route() {
+    let sources = [
+        include_str!("mod.rs"),
+        include_str!("doc.rs"),
+        include_str!("layer.rs"),
+        include_str!("tenant.rs"),
+        include_str!("timeline.rs"),
+    ];
+    let mut routes = 0;
+    for route in sources.iter().flat_map(|source| source.split(".route(").skip(1)) {
+        let path = route.split('"').nth(1).unwrap();
+        let methods = route
+            .split(".route(")
+            .next()
+            .unwrap()
+            .split('\n')
+            .take(4)
+            .collect::<String>();
+        let described = super::doc::OPENAPI
+            .split_once(&format!("\n  {path}:\n"))
+            .unwrap_or_else(|| panic!("{path} is not described"))
+            .1;
+        let end = described
+            .find("\n  /")
+            .or_else(|| described.find("\ncomponents:"))
+            .unwrap();
+        for method in ["get", "put", "post", "delete"] {
+            if methods.contains(&format!(" {method}(")) || methods.contains(&format!(".{method}(")) {
+                assert!(
+                    described[..end].contains(&format!("    {method}:\n")),
+                    "{method} {path} is not described"
+                );
+            }
+        }
+        routes += 1;
+    }
+    assert!(routes > 10, "{routes}");
+}
+
+#[tokio::test]
+async fn documents_and_panics() {
+    let api = Api::start().await;
+    for (path, status, text) in [
+        ("/v1/doc", 200, "<pre>"),
+        ("/swagger.yml", 200, "openapi:"),
+        ("/v1/panic", 204, ""),
+    ] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = router(Arc::clone(&api.0.server), "now")
+            .oneshot(request)
+            .await
+            .unwrap();
+        assert_eq!(response.status(), status, "{path}");
+        let raw = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        assert!(String::from_utf8_lossy(&raw).contains(text), "{path}");
+    }
+}
