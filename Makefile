@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST := .venv/bin/python -m pytest -c test_runner/pytest.ini --rootdir test_runner
 WITH_S3 := .venv/bin/python test_runner/fixtures/s3_server.py
 PYTEST_WORKERS ?= 3
-BINARIES := -p control_plane -p pageserver -p safekeeper -p compute_walproposer
+BINARIES := -p control_plane -p pagectl -p pageserver -p safekeeper -p compute_walproposer
 
 SEEDS ?= 100000
 FIRST_SEED ?= 1

@@ -103,6 +103,10 @@ impl TimelineMetadata {
         if found != computed {
             return Err(DecodeMetadataError::Checksum { found, computed });
         }
+        // The checksum does not cover it.
+        if file[usize::from(size)..].iter().any(|byte| *byte != 0) {
+            return Err(DecodeMetadataError::Field("zeros at the end"));
+        }
         if !matches!(version, VERSION | VERSION_OLD) {
             return Err(DecodeMetadataError::Version(version));
         }
@@ -207,9 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn any_changed_bit_of_header_or_body_is_found() {
+    fn any_changed_bit_is_found() {
         let file = root().encode();
-        for bit in 0..54 * 8 {
+        for bit in 0..FILE_LEN * 8 {
             let mut bad = file;
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(TimelineMetadata::decode(&bad).is_err(), "bit {bit}");
