@@ -2,6 +2,9 @@
 //!
 //! What a crash left behind is removed, ancestors come before branches. Object storage is read even if all seems
 //! to be here: another process may have come farther, or have deleted a timeline.
+//!
+//! A timeline whose metadata is damaged goes on from its index. One whose index is damaged, or that has neither, is left
+//! out with all its branches, and the others go on: without garbage collection, since nobody knows what it reads of them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +20,7 @@ use super::{Tenant, TenantState, paths};
 use crate::layers::LayerError;
 use crate::remote::download::{self, DownloadError};
 use crate::remote::index::IndexPart;
-use crate::remote::retry;
+use crate::remote::retry::{self, error_chain};
 use crate::timeline::metadata::{self, DecodeMetadataError, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineParts};
 
@@ -81,6 +84,16 @@ struct Found {
     index: Option<IndexPart>,
 }
 
+/// What there is of each timeline, or why it cannot be used.
+type PerTimeline<T> = BTreeMap<TimelineId, Result<T, LoadError>>;
+
+/// What both sides together come to.
+#[derive(Default)]
+struct Merged {
+    found: BTreeMap<TimelineId, Found>,
+    unusable: BTreeMap<TimelineId, LoadError>,
+}
+
 impl Tenant {
     /// Finds all timelines, here and in object storage, and makes them visible together.
     ///
@@ -92,9 +105,12 @@ impl Tenant {
             Some(storage) => self.find_remote(&storage).await?,
             None => BTreeMap::new(),
         };
-        for (id, index) in indexes.extract_if(.., |_, index| index.deleted_at.is_some()) {
+        let is_deleted =
+            |index: &Result<IndexPart, _>| index.as_ref().is_ok_and(|index| index.deleted_at.is_some());
+        for (id, index) in indexes.extract_if(.., |_, index| is_deleted(index)) {
+            let deleted_at = index.ok().and_then(|index| index.deleted_at);
             tracing::info!(tenant_id = %self.id, timeline_id = %id,
-                "resuming the deletion begun at {}", index.deleted_at.unwrap_or_default());
+                "resuming the deletion begun at {}", deleted_at.unwrap_or_default());
             local.remove(&id);
             self.resume_deletion(id).await?;
         }
@@ -103,8 +119,8 @@ impl Tenant {
         }
         let tenant = Arc::clone(self);
         let timelines = utils::blocking::run(move || {
-            let found = tenant.merge(local, indexes)?;
-            tenant.make_timelines(found)
+            let merged = tenant.merge(local, indexes)?;
+            tenant.make_timelines(merged)
         })
         .await?;
         fail::fail_point!("attach-before-register");
@@ -115,10 +131,7 @@ impl Tenant {
     }
 
     /// The indexes of all timelines in object storage.
-    async fn find_remote(
-        &self,
-        storage: &GenericRemoteStorage,
-    ) -> Result<BTreeMap<TimelineId, IndexPart>, LoadError> {
+    async fn find_remote(&self, storage: &GenericRemoteStorage) -> Result<PerTimeline<IndexPart>, LoadError> {
         let mut failures = 0_u32;
         loop {
             let error = match download_indexes((storage, &self.cancel), self.id).await {
@@ -141,12 +154,26 @@ impl Tenant {
     /// written here. Blocking.
     fn merge(
         &self,
-        mut local: BTreeMap<TimelineId, TimelineMetadata>,
-        indexes: BTreeMap<TimelineId, IndexPart>,
-    ) -> Result<BTreeMap<TimelineId, Found>, LoadError> {
-        let mut found = BTreeMap::new();
+        mut local: PerTimeline<TimelineMetadata>,
+        indexes: PerTimeline<IndexPart>,
+    ) -> Result<Merged, LoadError> {
+        let mut merged = Merged::default();
         for (id, index) in indexes {
             let here = local.remove(&id);
+            let index = match index {
+                Ok(index) => index,
+                Err(error) => {
+                    merged.unusable.insert(id, error);
+                    continue;
+                }
+            };
+            let here = here.and_then(|here| {
+                let damaged = |error: &LoadError| {
+                    tracing::warn!(tenant_id = %self.id, timeline_id = %id,
+                        "{}, going on from object storage", error_chain(error));
+                };
+                here.inspect_err(damaged).ok()
+            });
             let metadata = newer(here, index.metadata);
             if here != Some(metadata) {
                 let dir = paths::timeline_dir(&self.dir, id);
@@ -155,21 +182,29 @@ impl Tenant {
                 metadata.write(&dir)?;
             }
             let index = Some(index);
-            found.insert(id, Found { metadata, index });
+            merged.found.insert(id, Found { metadata, index });
         }
-        let only_here = |(id, metadata)| {
-            let index = None;
-            (id, Found { metadata, index })
-        };
-        found.extend(local.into_iter().map(only_here));
-        Ok(found)
+        for (id, metadata) in local {
+            match metadata {
+                Ok(metadata) => drop(merged.found.insert(
+                    id,
+                    Found {
+                        metadata,
+                        index: None,
+                    },
+                )),
+                Err(error) => drop(merged.unusable.insert(id, error)),
+            }
+        }
+        Ok(merged)
     }
 
     /// Makes the timelines, ancestors first. Blocking.
-    fn make_timelines(
-        &self,
-        mut waiting: BTreeMap<TimelineId, Found>,
-    ) -> Result<BTreeMap<TimelineId, Arc<Timeline>>, LoadError> {
+    fn make_timelines(&self, merged: Merged) -> Result<BTreeMap<TimelineId, Arc<Timeline>>, LoadError> {
+        let Merged {
+            found: mut waiting,
+            unusable,
+        } = merged;
         let mut made: BTreeMap<TimelineId, Arc<Timeline>> = BTreeMap::new();
         while let Some(id) = next_loadable(&waiting, &made) {
             let Found { metadata, index } = waiting.remove(&id).expect("it was found there");
@@ -190,26 +225,52 @@ impl Tenant {
             timeline.load_layers(index.as_ref())?;
             made.insert(id, timeline);
         }
-        match waiting.iter().next() {
-            None => Ok(made),
-            Some((timeline, found)) => Err(LoadError::Ancestor {
-                timeline: *timeline,
-                ancestor: found.metadata.ancestor.map(|(id, _)| id).unwrap_or_default(),
-            }),
+        let orphans = waiting.into_iter().map(|(timeline, found)| {
+            let ancestor = found.metadata.ancestor.map(|(id, _)| id).unwrap_or_default();
+            (timeline, LoadError::Ancestor { timeline, ancestor })
+        });
+        self.leave_out(unusable.into_iter().chain(orphans).collect(), &made)?;
+        Ok(made)
+    }
+
+    /// Reserves the names of timelines that cannot be used, and keeps the others as they are for them.
+    ///
+    /// # Errors
+    /// There are no others: why the first cannot be used.
+    fn leave_out(
+        &self,
+        unusable: Vec<(TimelineId, LoadError)>,
+        made: &BTreeMap<TimelineId, Arc<Timeline>>,
+    ) -> Result<(), LoadError> {
+        for (id, error) in unusable {
+            if made.is_empty() {
+                return Err(error);
+            }
+            tracing::error!(tenant_id = %self.id, timeline_id = %id,
+                "timeline cannot be used and is left out: {}", error_chain(&error));
+            self.creating.lock().insert(id);
+            for timeline in made.values() {
+                timeline.keep_all_for(id);
+            }
         }
+        Ok(())
     }
 }
 
-/// The indexes of all timelines of the tenant that have one. Fails as a whole.
+/// The indexes of all timelines of the tenant that have one. Fails as a whole if one cannot be had.
 async fn download_indexes(
     source: download::Source<'_>,
     tenant: TenantId,
-) -> Result<BTreeMap<TimelineId, IndexPart>, DownloadError> {
+) -> Result<PerTimeline<IndexPart>, DownloadError> {
     let ids = download::list_timelines(source, tenant).await?;
-    let indexes: Vec<(TimelineId, Option<IndexPart>)> = futures::stream::iter(ids)
+    let indexes: Vec<(TimelineId, Option<Result<IndexPart, LoadError>>)> = futures::stream::iter(ids)
         .map(|id| async move {
-            let index = download::download_index(source, TenantTimelineId::new(tenant, id)).await?;
-            Ok::<_, DownloadError>((id, index))
+            let index = download::download_index(source, TenantTimelineId::new(tenant, id)).await;
+            match index {
+                Ok(index) => Ok((id, index.map(Ok))),
+                Err(error @ DownloadError::Index { .. }) => Ok((id, Some(Err(error.into())))),
+                Err(error) => Err(error),
+            }
         })
         .buffer_unordered(INDEX_DOWNLOADS_MAX)
         .try_collect()
@@ -269,7 +330,7 @@ pub(super) fn list_dir(dir: &Path) -> Result<Vec<String>, LoadError> {
 }
 
 /// Removes what is unfinished and reads the metadata of the rest.
-fn read_timelines_dir(dir: &Path) -> Result<BTreeMap<TimelineId, TimelineMetadata>, LoadError> {
+fn read_timelines_dir(dir: &Path) -> Result<PerTimeline<TimelineMetadata>, LoadError> {
     let mut found = BTreeMap::new();
     for name in list_dir(dir)? {
         let path = dir.join(&name);
@@ -283,7 +344,7 @@ fn read_timelines_dir(dir: &Path) -> Result<BTreeMap<TimelineId, TimelineMetadat
     for name in list_dir(dir)? {
         match name.parse::<TimelineId>() {
             Ok(id) => {
-                if let Some(metadata) = read_metadata(&dir.join(name))? {
+                if let Some(metadata) = read_metadata(&dir.join(name)).transpose() {
                     found.insert(id, metadata);
                 }
             }

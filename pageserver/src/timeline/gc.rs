@@ -73,7 +73,10 @@ impl Timeline {
         let _turn = self.housekeeping_turn.lock().await;
         fail::fail_point!("before-timeline-gc");
         let cutoffs = self.find_cutoffs(retention).await?;
-        let retained = self.move_cutoff(cutoffs.horizon.min(cutoffs.pitr)).await?;
+        let Some(retained) = self.move_cutoff(cutoffs.horizon.min(cutoffs.pitr)).await? else {
+            tracing::info!(timeline = %self.id(), "no GC while a timeline that may be a branch cannot be used");
+            return Ok(GcOutcome::default());
+        };
         let files = self.layers.load().files.clone();
         let images = images_of(&files);
         let mut outcome = GcOutcome::default();
@@ -128,10 +131,14 @@ impl Timeline {
         Ok(Cutoffs { horizon, pitr })
     }
 
-    /// Refuses reads and branches below `wanted` from now on, also after a restart.
-    async fn move_cutoff(&self, wanted: Lsn) -> Result<Retained, GcError> {
+    /// Refuses reads and branches below `wanted` from now on, also after a restart. `None`: where branches
+    /// are is not known, so nothing changes.
+    async fn move_cutoff(&self, wanted: Lsn) -> Result<Option<Retained>, GcError> {
         let retained = {
             let branch_points = self.horizon.branch_points.lock();
+            if branch_points.values().any(|lsn| !lsn.is_valid()) {
+                return Ok(None);
+            }
             self.horizon.cutoff.fetch_max(wanted);
             Retained {
                 cutoff: self.horizon.cutoff.load(),
@@ -139,7 +146,7 @@ impl Timeline {
             }
         };
         self.save_cutoff().await?;
-        Ok(retained)
+        Ok(Some(retained))
     }
 }
 

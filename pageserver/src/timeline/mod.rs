@@ -137,7 +137,7 @@ struct Ancestor {
 struct Horizon {
     /// Reads below are refused. Changed only under the lock of `branch_points`.
     cutoff: AtomicLsn,
-    /// Where the timelines that branched off this one did.
+    /// Where the timelines that branched off this one did; invalid where that is not known.
     branch_points: Mutex<BTreeMap<TimelineId, Lsn>>,
 }
 
@@ -414,6 +414,11 @@ impl Timeline {
     /// Registers a branch that was there before this process.
     pub fn keep_branch_point(&self, branch: TimelineId, lsn: Lsn) {
         self.horizon.branch_points.lock().insert(branch, lsn);
+    }
+
+    /// Registers a timeline of which nobody knows whether, and where, it branched off: nothing is collected.
+    pub fn keep_all_for(&self, branch: TimelineId) {
+        self.keep_branch_point(branch, Lsn::INVALID);
     }
 
     /// Forgets the branch point of a timeline that is gone.

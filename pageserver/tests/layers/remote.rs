@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pageserver::remote::index::IndexPart;
 use pageserver::tenant::disk_usage::DiskUsageConfig;
-use pageserver::tenant::{AttachError, DeleteTimelineError, TenantState};
+use pageserver::tenant::{AttachError, CreateTimelineError, DeleteTimelineError, TenantState};
 use pageserver::timeline::ReadStore;
 use pageserver::timeline::gc::Retention;
 use utils::id::TimelineId;
@@ -62,6 +62,12 @@ impl Site {
                 self.env.branch(&main).await;
             }
         }
+    }
+
+    /// The timeline that is not the main one.
+    fn branch(&self) -> TimelineId {
+        let mut ids = self.env.pasts.keys();
+        *ids.find(|id| **id != self.env.main).unwrap()
     }
 
     /// Loses the local directory, as if the machine were gone, and begins anew elsewhere.
@@ -402,6 +408,110 @@ async fn attaching_waits_for_object_storage_and_names_what_is_damaged() {
         .wait_for(|state| matches!(state, TenantState::Broken { .. }))
         .await;
     assert!(format!("{:?}", *broken.unwrap()).contains("no timelines found on the remote storage"));
+}
+
+/// Changes a byte in the middle of a file; returns what it held.
+fn damage(path: &Path) -> Vec<u8> {
+    let sound = std::fs::read(path).unwrap();
+    let mut bad = sound.clone();
+    bad[sound.len() / 2] ^= 1;
+    std::fs::write(path, bad).unwrap();
+    sound
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_timeline_does_not_keep_the_others_from_working() {
+    let mut site = Site::new(23).await;
+    site.fill().await;
+    site.env.wait_idle().await;
+    let (main, branch) = (site.env.main, site.branch());
+    let dir = site.env.timeline(branch).dir().to_owned();
+
+    // The index has what the metadata file said. A byte that no field needs counts, too.
+    site.env.manager.shutdown().await;
+    damage(&dir.join("metadata"));
+    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    assert_eq!(site.env.timelines().len(), 2);
+    site.env.check(5).await;
+
+    // Nothing has what the index said: the branch is left out, and what it may read of its ancestor stays.
+    site.env.manager.shutdown().await;
+    let index = site.objects(branch).join("index_part.json");
+    let sound = damage(&index);
+    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    assert_eq!(site.env.timelines().len(), 1);
+    let ancestor = site.env.timeline(main);
+    site.env.write(&ancestor, 50).await;
+    for _ in 0..3 {
+        ancestor.flush().await.unwrap();
+        ancestor.compact().await.unwrap();
+    }
+    site.env.check(5).await;
+    let (cutoff, layers) = (ancestor.latest_gc_cutoff_lsn(), ancestor.layer_names().len());
+    let retention = Retention {
+        horizon_bytes: 0,
+        pitr: Duration::ZERO,
+    };
+    ancestor.gc(retention).await.unwrap();
+    assert_eq!(
+        (ancestor.latest_gc_cutoff_lsn(), ancestor.layer_names().len()),
+        (cutoff, layers)
+    );
+    let deleted = site.env.tenant().delete_timeline(main).await;
+    assert!(
+        matches!(deleted, Err(DeleteTimelineError::HasBranches)),
+        "{deleted:?}"
+    );
+    let created = site.env.tenant().create_timeline(branch, 15).await;
+    assert!(matches!(
+        created.err(),
+        Some(CreateTimelineError::AlreadyExists(_))
+    ));
+    drop(ancestor);
+
+    // As if nothing had been.
+    site.env.wait_idle().await;
+    site.env.manager.shutdown().await;
+    std::fs::write(&index, &sound).unwrap();
+    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    assert_eq!(site.env.timelines().len(), 2);
+    site.env.check(5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_layers_of_a_branch_are_named_and_its_ancestor_is_as_it_was() {
+    let mut site = Site::new(24).await;
+    site.fill().await;
+    site.env.wait_idle().await;
+    let (main, branch) = (site.env.main, site.branch());
+    let dir = site.env.timeline(branch).dir().to_owned();
+    site.env.manager.shutdown().await;
+    for name in names_in(&dir).into_iter().filter(|name| name != "metadata") {
+        damage(&dir.join(name));
+    }
+    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    let damaged = site.env.timeline(branch);
+    let (files, last) = (damaged.layer_names().len(), damaged.last_record().last);
+    assert!(files > 0);
+    assert_eq!(damaged.scrub().await.len(), files);
+    let mut unreadable = 0;
+    for key in all_keys() {
+        match damaged.get(key, last).await {
+            Ok(found) => assert_eq!(
+                found,
+                site.env.pasts[&branch].model.get(key, last).await.unwrap(),
+                "{key}"
+            ),
+            Err(error) => {
+                unreadable += usize::from(format!("{error:?}").contains(&dir.display().to_string()))
+            }
+        }
+    }
+    assert!(unreadable > 0);
+    let sound = site.env.timeline(main);
+    let (keys, last) = (all_keys(), sound.last_record().last);
+    let want = site.env.pasts[&main].model.get_many(&keys, last).await.unwrap();
+    assert_eq!(sound.get_many(&keys, last).await.unwrap(), want);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
