@@ -6,14 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use prometheus::core::Collector;
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts, default_registry,
-};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntGauge, IntGaugeVec, Opts};
 use utils::id::TenantTimelineId;
+use utils::metrics::registered;
 
 mod gauges;
 pub mod remote;
@@ -31,14 +28,6 @@ const SMGR_BUCKETS: [f64; 19] = [
 /// Seconds, 10^(n/5) for n from -30 to 10.
 fn critical_buckets() -> Vec<f64> {
     (-30..=10).map(|n| 10f64.powf(f64::from(n) / 5.0)).collect()
-}
-
-fn registered<C: Collector + Clone + 'static>(collector: Result<C, prometheus::Error>) -> C {
-    let collector = collector.expect("metric names and labels are constants and valid");
-    default_registry()
-        .register(Box::new(collector.clone()))
-        .expect("each metric is registered once");
-    collector
 }
 
 static WAIT_LSN: LazyLock<HistogramVec> = LazyLock::new(|| {
@@ -61,27 +50,9 @@ static LIVE_CONNECTIONS: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     let opts = Opts::new("pageserver_live_connections", "Connections open now");
     registered(IntGaugeVec::new(opts, &["pageserver_connection_kind"]))
 });
-static HANDLER_REQUESTS: LazyLock<IntCounter> = LazyLock::new(|| {
-    let opts = Opts::new("libmetrics_metric_handler_requests_total", "Requests for metrics");
-    registered(IntCounter::with_opts(opts))
-});
-static BUILD_INFO: LazyLock<IntGaugeVec> = LazyLock::new(|| {
-    let opts = Opts::new("libmetrics_build_info", "Build of this process");
-    registered(IntGaugeVec::new(opts, &["revision"]))
-});
-static LAUNCH_TIMESTAMP: LazyLock<IntGauge> = LazyLock::new(|| {
-    let opts = Opts::new(
-        "libmetrics_launch_timestamp",
-        "Start of this process, milliseconds since 1970",
-    );
-    registered(IntGauge::with_opts(opts))
-});
-
 /// Sets what is constant for the life of the process. Call once, at start.
 pub fn init() {
-    BUILD_INFO.with_label_values(&[utils::VERSION]).set(1);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    LAUNCH_TIMESTAMP.set(now.as_millis() as i64);
+    utils::metrics::init();
     for kind in [ConnectionKind::PageService, ConnectionKind::WalReceiver] {
         LIVE_CONNECTIONS.with_label_values(&[kind.label()]);
     }
@@ -213,6 +184,7 @@ impl Drop for TimelineMetrics {
 
 #[cfg(test)]
 mod tests {
+    use prometheus::core::Collector;
     use utils::id::{TenantId, TimelineId};
 
     use super::*;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts};
+use prometheus::{Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, Opts};
 use utils::id::TenantTimelineId;
+use utils::metrics::registered;
 
 use crate::timeline::{Snapshot, Timeline};
 use crate::timeline_map::TimelineMap;
@@ -17,14 +18,7 @@ const BYTES_BUCKETS: [f64; 8] = [1.0, 10.0, 100.0, 1024.0, 8192.0, 131072.0, 104
 
 fn histogram(name: &str, help: &str, buckets: &[f64]) -> Histogram {
     let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-    register(Histogram::with_opts(opts).expect("the name is a constant and valid"))
-}
-
-fn register<C: Collector + Clone + 'static>(collector: C) -> C {
-    prometheus::default_registry()
-        .register(Box::new(collector.clone()))
-        .expect("each metric is made once");
-    collector
+    registered(Histogram::with_opts(opts))
 }
 
 /// Bytes per write of WAL.
@@ -59,15 +53,6 @@ pub static PERSIST_CONTROL_FILE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| 
         &SECONDS_BUCKETS,
     )
 });
-static HANDLER_REQUESTS: LazyLock<IntCounter> = LazyLock::new(|| {
-    let opts = Opts::new("libmetrics_metric_handler_requests_total", "Requests for metrics");
-    register(IntCounter::with_opts(opts).expect("the name is a constant and valid"))
-});
-static BUILD_INFO: LazyLock<GaugeVec> = LazyLock::new(|| {
-    let opts = Opts::new("libmetrics_build_info", "Build of this process");
-    register(GaugeVec::new(opts, &["revision"]).expect("the name is a constant and valid"))
-});
-
 /// Time a timeline has spent on its WAL, in microseconds, and how much there was.
 #[derive(Debug, Default)]
 pub struct WalCounters {
@@ -168,39 +153,12 @@ impl TimelineGauges {
     }
 }
 
-/// Resources of this process, which the kernel counts.
-fn process_gauges() -> Vec<MetricFamily> {
-    let mut families = Vec::new();
-    // Without /proc there is nothing to be told.
-    if let Ok(io) = std::fs::read_to_string("/proc/self/io") {
-        let opts = Opts::new(
-            "libmetrics_disk_io_bytes_total",
-            "Bytes read from and written to disk",
-        );
-        let gauge = GaugeVec::new(opts, &["io_operation"]).expect("the name is a constant and valid");
-        for (field, operation) in [("read_bytes: ", "read"), ("write_bytes: ", "write")] {
-            let bytes = io
-                .lines()
-                .find_map(|line| line.strip_prefix(field)?.parse::<f64>().ok());
-            gauge.with_label_values(&[operation]).set(bytes.unwrap_or(0.0));
-        }
-        families.extend(gauge.collect());
-    }
-    if let Ok(usage) = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF) {
-        let help = "Most memory this process has used, in KiB";
-        families.extend(gauge("libmetrics_maxrss_kb", help, usage.max_rss() as f64).collect());
-    }
-    families
-}
-
 /// All metrics, in Prometheus' text format.
 ///
 /// # Errors
 /// The encoder refused, which only a bug can make it do.
 pub fn gather(map: &TimelineMap) -> Result<String, prometheus::Error> {
     let begin = Instant::now();
-    HANDLER_REQUESTS.inc();
-    BUILD_INFO.with_label_values(&[utils::VERSION]).set(1.0);
     LazyLock::force(&WRITE_WAL_BYTES);
     LazyLock::force(&WRITE_WAL_SECONDS);
     LazyLock::force(&FLUSH_WAL_SECONDS);
@@ -216,10 +174,9 @@ pub fn gather(map: &TimelineMap) -> Result<String, prometheus::Error> {
         "Seconds spent gathering the metrics of the timelines",
         begin.elapsed().as_secs_f64(),
     );
-    let mut families: Vec<MetricFamily> = prometheus::gather();
+    let mut families: Vec<MetricFamily> = utils::metrics::gather();
     families.extend(gauges.0.iter().flat_map(|(_, gauge)| gauge.collect()));
     families.extend([count, spent].iter().flat_map(Collector::collect));
-    families.extend(process_gauges());
     let mut text = Vec::new();
     prometheus::TextEncoder::new().encode(&families, &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())

@@ -12,6 +12,7 @@ pub mod http;
 pub mod id;
 pub mod logging;
 pub mod lsn;
+pub mod metrics;
 pub mod pid_file;
 pub mod seqwait;
 pub mod shutdown;

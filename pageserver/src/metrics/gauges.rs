@@ -4,7 +4,7 @@ use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-use super::{HANDLER_REQUESTS, TIMELINE_LABELS};
+use super::TIMELINE_LABELS;
 use crate::server::Server;
 use crate::tenant::Tenant;
 use pageserver_api::models::TenantState;
@@ -12,12 +12,11 @@ use utils::id::TenantTimelineId;
 
 /// Everything there is to show.
 pub fn gather(server: &Server) -> Vec<MetricFamily> {
-    HANDLER_REQUESTS.inc();
     let gauges = Gauges::new();
     for tenant in server.tenants.list() {
         gauges.add_tenant(server, &tenant);
     }
-    let mut families = prometheus::gather();
+    let mut families = utils::metrics::gather();
     for gauge in [
         &gauges.last_record_lsn,
         &gauges.logical_size,
@@ -29,7 +28,6 @@ pub fn gather(server: &Server) -> Vec<MetricFamily> {
     }
     families.extend(gauges.ondisk_layers.collect());
     families.extend(gauges.materialized_cache_hits.collect());
-    families.extend(process());
     // A family without series has nothing to say, and the text format no way to say it.
     families.retain(|family| !family.get_metric().is_empty());
     families
@@ -116,30 +114,4 @@ impl Gauges {
             }
         }
     }
-}
-
-/// What the kernel knows of this process.
-fn process() -> Vec<MetricFamily> {
-    let io_opts = Opts::new(
-        "libmetrics_disk_io_bytes_total",
-        "Bytes read from and written to disk",
-    );
-    let io = IntGaugeVec::new(io_opts, &["io_operation"]).expect("names here are constants and valid");
-    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    for (field, operation) in [("read_bytes:", "read"), ("write_bytes:", "write")] {
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.trim().parse().ok());
-        io.with_label_values(&[operation]).set(value.unwrap_or(0));
-    }
-    let maxrss = gauge("libmetrics_maxrss_kb", "Most memory this process had, in kB");
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = text.lines().find_map(|line| {
-        let value = line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?;
-        value.trim().parse().ok()
-    });
-    maxrss.set(peak.unwrap_or(0));
-    let mut families = io.collect();
-    families.extend(maxrss.collect());
-    families
 }

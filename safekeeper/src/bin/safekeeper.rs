@@ -183,6 +183,7 @@ fn establish_id(given: Option<u64>) -> anyhow::Result<NodeId> {
 }
 
 async fn serve(conf: Arc<Config>) -> anyhow::Result<()> {
+    utils::metrics::init();
     let bind = async |address: &str| {
         let bound = TcpListener::bind(address).await;
         bound.with_context(|| format!("cannot listen on {address}"))
