@@ -77,6 +77,8 @@ pub struct Driver {
     ticks: Interval,
     /// Set once asked to stop: when to stop waiting.
     stop_at: Option<Instant>,
+    /// When asked to stop: what the server had sent when it was last asked, if that is not committed yet.
+    drain_to: Option<Lsn>,
     exit: Option<Exit>,
 }
 
@@ -103,6 +105,7 @@ impl Driver {
             started: Instant::now(),
             ticks,
             stop_at: None,
+            drain_to: None,
             exit: None,
         };
         driver.act()?;
@@ -158,6 +161,7 @@ impl Driver {
             self.step(Event::Tick)?;
             if let Some(streaming) = &mut self.streaming {
                 streaming.held.refresh()?;
+                streaming.local.answer();
             }
             if self.stop_at.is_some_and(|at| at <= Instant::now()) {
                 info!("stopping although the last WAL is not on a quorum");
@@ -169,13 +173,14 @@ impl Driver {
             progress |= self.poll_safekeeper(index, context)?;
             progress |= self.poll_fetch(index, context)?;
         }
-        for index in 0..self.safekeepers.len() {
-            progress |= self.flush(index, context)?;
-        }
+        // The local server first: a client waits for it.
         if let Some(streaming) = &mut self.streaming {
             while let Poll::Ready(flushed) = streaming.local.poll_flush(context) {
                 flushed?;
             }
+        }
+        for index in 0..self.safekeepers.len() {
+            progress |= self.flush(index, context)?;
         }
         Ok(progress)
     }
@@ -217,7 +222,17 @@ impl Driver {
         }
         if self.proposer.commit_lsn() >= sent {
             self.exit = Some(Exit::Asked);
-        } else if let Some(streaming) = &mut self.streaming {
+        } else {
+            self.drain_to = Some(sent);
+        }
+    }
+
+    /// When asked to stop, and what the server had is committed: it may have more by now.
+    fn drain_further(&mut self, committed: Lsn) {
+        if self.drain_to.is_some_and(|sent| sent <= committed)
+            && let Some(streaming) = &mut self.streaming
+        {
+            self.drain_to = None;
             streaming.local.ask_for_keepalive();
         }
     }
@@ -357,6 +372,9 @@ impl Driver {
             Action::StopFetch(receiver) => self.fetches[receiver.0] = None,
             Action::Stop(stop) => self.exit = Some(Exit::Proposer(stop)),
             local => {
+                if let Action::Commit(lsn) = local {
+                    self.drain_further(lsn);
+                }
                 if let Some(streaming) = &mut self.streaming {
                     streaming.carry_out(local)?;
                 }

@@ -26,6 +26,10 @@ const SLOT_NAME: &str = "wal_proposer_slot";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
+/// A server that is shutting down asks for a report again as soon as it has one, until its last WAL is
+/// committed. What it knows already is told so often only.
+const ANSWER_PERIOD: Duration = Duration::from_millis(100);
+
 const CANNOT_CONNECT_NOW: &str = "57P03";
 const OBJECT_IN_USE: &str = "55006";
 const DUPLICATE_OBJECT: &str = "42710";
@@ -50,6 +54,9 @@ pub struct Local {
     start: Lsn,
     next: Lsn,
     commit_lsn: Lsn,
+    reported_at: Instant,
+    /// Whether the server waits for a report that has nothing new.
+    answer_due: bool,
 }
 
 impl Local {
@@ -81,6 +88,8 @@ impl Local {
             start: Lsn::INVALID,
             next: Lsn::INVALID,
             commit_lsn: Lsn::INVALID,
+            reported_at: Instant::now(),
+            answer_due: false,
         })
     }
 
@@ -128,9 +137,8 @@ impl Local {
             ReplicationMessage::Keepalive {
                 end, reply_requested, ..
             } => {
-                if reply_requested {
-                    self.report(false);
-                }
+                self.answer_due |= reply_requested;
+                self.answer();
                 Ok(Some(LocalEvent::Keepalive(end)))
             }
         }
@@ -141,6 +149,14 @@ impl Local {
         assert!(lsn >= self.commit_lsn, "the commit LSN went back");
         self.commit_lsn = lsn;
         self.report(false);
+    }
+
+    /// Answers the server if it waits for that and has not been told anything for a while. To be called
+    /// now and then.
+    pub fn answer(&mut self) {
+        if self.answer_due && self.reported_at.elapsed() >= ANSWER_PERIOD {
+            self.report(false);
+        }
     }
 
     /// Asks the server to say how far it has sent its WAL.
@@ -160,6 +176,7 @@ impl Local {
     }
 
     fn report(&mut self, reply_requested: bool) {
+        (self.reported_at, self.answer_due) = (Instant::now(), false);
         self.put(&StandbyMessage::StatusUpdate {
             write: self.commit_lsn,
             flush: self.commit_lsn,

@@ -199,6 +199,15 @@ impl Proposer {
         kill(Pid::from_raw(pid), signal).unwrap();
     }
 
+    /// How often it has waited for something so far.
+    pub fn waits(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let count = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
     pub fn exit_code(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }

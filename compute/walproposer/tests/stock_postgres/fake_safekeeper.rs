@@ -38,7 +38,7 @@ impl Disk {
                 Action::TruncateWal { to } if self.wal.is_empty() => self.start = to,
                 Action::TruncateWal { to } => self.wal.truncate((to - self.start) as usize),
                 Action::Reply(reply) => replies.push(reply),
-                Action::PersistControl(_) | Action::FlushWal { .. } => {}
+                Action::PersistControl(_) | Action::SavePositions(_) | Action::FlushWal { .. } => {}
             }
         }
         Ok(replies)

@@ -130,6 +130,30 @@ fn a_restarted_proposer_goes_on_and_a_newer_one_fences_it() {
 }
 
 #[test]
+fn a_server_that_cannot_end_for_want_of_safekeepers_is_not_answered_without_end() {
+    let mut world = World::new();
+    let mut proposer = world.postgres.walproposer();
+    proposer.line();
+    world
+        .postgres
+        .sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
+    for safekeeper in &world.safekeepers {
+        safekeeper.stop();
+    }
+    world.postgres.pg_ctl(&["-W", "-m", "fast", "stop"]);
+    // The server asks for a report of its last WAL until it has a good one.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = proposer.waits();
+    std::thread::sleep(Duration::from_secs(2));
+    let waits = proposer.waits() - before;
+    assert!(waits < 1000, "woken {waits} times in two seconds");
+    for index in 0..2 {
+        world.restart_safekeeper(index);
+    }
+    assert_eq!(proposer.exit_code(), Some(0));
+}
+
+#[test]
 fn stops_when_asked() {
     let world = World::new();
     let mut proposer = world.postgres.walproposer();
