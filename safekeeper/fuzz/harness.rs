@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use bytes::{Bytes, BytesMut};
 use postgres_ffi::v15::encode::{WalIdentity, WalWriter};
 use postgres_ffi::v15::record::{Blocks, DecodedRecord, RecordHeader};
-use safekeeper::acceptor::{Acceptor, Action, ControlState, PeerInfo, ReaderFeedback, ServerInfo};
+use safekeeper::acceptor::{Acceptor, Action, ControlState, PeerInfo, Positions, ReaderFeedback, ServerInfo};
 use safekeeper_api::protocol::{
     AcceptorMessage, AppendRequest, ProposerElected, ProposerGreeting, ProposerId, ProposerMessage, Term,
     TermHistory, TermLsn, VoteRequest,
@@ -22,6 +22,8 @@ const SEGMENT_SIZE: usize = 1 << 20;
 const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 * 3 + 1024);
 const RECORDS: usize = 200;
 const NODE: NodeId = NodeId(1);
+/// Short enough for positions to be saved now and then.
+const SAVE_LAG: u64 = 1000;
 
 /// Valid WAL, and the ends of its records.
 struct Wal {
@@ -108,6 +110,8 @@ struct Machine {
     /// What was said: the highest term, and the end of acknowledged WAL.
     term_told: Term,
     flush_told: Lsn,
+    /// Positions on their way into the control file.
+    saving: Option<Positions>,
 }
 
 impl Machine {
@@ -119,11 +123,12 @@ impl Machine {
             wal_seg_size: SEGMENT_SIZE as u32,
         };
         Machine {
-            acceptor: Acceptor::recover(NODE, control.clone(), Lsn::INVALID),
+            acceptor: Acceptor::recover(NODE, control.clone(), Lsn::INVALID).with_save_lag(SAVE_LAG),
             control,
             flushed: Lsn::INVALID,
             term_told: Term::ZERO,
             flush_told: Lsn::INVALID,
+            saving: None,
         }
     }
 
@@ -137,6 +142,9 @@ impl Machine {
                         "the commit LSN goes back"
                     );
                     self.control = *control;
+                }
+                Action::SavePositions(positions) => {
+                    assert_eq!(self.saving.replace(positions), None, "two saves at once");
                 }
                 Action::WriteWal { .. } => {}
                 Action::FlushWal { up_to } => self.flushed = up_to,
@@ -155,6 +163,13 @@ impl Machine {
         }
     }
 
+    fn finish_save(&mut self) {
+        if let Some(positions) = self.saving.take() {
+            self.control.raise_positions(positions);
+            self.acceptor.positions_saved(positions);
+        }
+    }
+
     fn told(&mut self, term: Term, flush: Lsn) {
         assert!(term <= self.control.term, "{term} is told and not durable");
         assert!(flush <= self.flushed, "{flush} is told and not durable");
@@ -164,7 +179,8 @@ impl Machine {
 
     fn restart(&mut self) {
         assert!(self.control.term >= self.term_told && self.flushed >= self.flush_told);
-        self.acceptor = Acceptor::recover(NODE, self.control.clone(), self.flushed);
+        self.saving = None;
+        self.acceptor = Acceptor::recover(NODE, self.control.clone(), self.flushed).with_save_lag(SAVE_LAG);
     }
 
     fn finish_batch(&mut self) {
@@ -272,7 +288,8 @@ pub fn run(input: &[u8]) {
                 let message = machine.message(kind, &mut input);
                 machine.receive(message);
             }
-            10 | 11 => machine.finish_batch(),
+            10 => machine.finish_batch(),
+            11 => machine.finish_save(),
             12 => {
                 machine.finish_batch();
                 let (mut actions, commit) = (Vec::new(), input.near(machine.acceptor.flush_lsn().0));

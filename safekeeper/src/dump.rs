@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -88,7 +89,7 @@ fn dump_config(conf: &Config) -> DumpConfig {
     }
 }
 
-async fn dump_timeline(conf: &Config, timeline: &Timeline, selection: Selection) -> DumpTimeline {
+async fn dump_timeline(conf: &Config, timeline: &Arc<Timeline>, selection: Selection) -> DumpTimeline {
     let id = timeline.id();
     // A timeline that cannot be opened is dumped too, as far as it is known.
     let control = match timeline.control().await {
@@ -156,7 +157,7 @@ pub fn dump_control(control: &ControlState, term_history: Part) -> DumpControl {
     }
 }
 
-async fn dump_memory(conf: &Config, timeline: &Timeline) -> DumpMemory {
+async fn dump_memory(conf: &Config, timeline: &Arc<Timeline>) -> DumpMemory {
     let proposer = timeline.with_acceptor(|acceptor, _| acceptor.proposer_id()).await;
     let snapshot = timeline.snapshot();
     let positions = snapshot.positions;

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use safekeeper::acceptor::{Acceptor, Action, ControlState, PeerInfo, ReaderFeedback, Refusal};
+use safekeeper::acceptor::{Acceptor, Action, ControlState, PeerInfo, Positions, ReaderFeedback, Refusal};
 use safekeeper_api::protocol::{AcceptorMessage, ProposerMessage, Term};
 use utils::id::NodeId;
 use utils::lsn::Lsn;
@@ -18,6 +18,12 @@ use crate::{Violation, violation};
 
 /// Typical time until something is durable.
 const DISK_LATENCY: Micros = 800;
+/// Typical time until positions are saved, beside everything else.
+const SAVE_LATENCY: Micros = 20_000;
+/// Pause until a finished save is told to an acceptor that is busy.
+const SAVE_TOLD_PAUSE: Micros = 100;
+/// How far positions get ahead of the control file before they are saved, in bytes.
+const SAVE_LAG: u64 = 4_000;
 /// Append requests taken together.
 const BATCH_MAX: usize = 5;
 
@@ -52,6 +58,9 @@ pub(crate) struct Safekeeper {
     durable_lsn: Option<Lsn>,
     inbox: VecDeque<(ConnId, ProposerMessage)>,
     job: Option<Job>,
+    /// Positions being saved, and the number of the attempt.
+    saving: Option<(u64, Positions)>,
+    saves: u64,
     /// WAL before this was removed.
     pub(crate) trimmed: Lsn,
     /// The highest term and flush LSN that were told to anyone and must hold.
@@ -71,6 +80,8 @@ impl Safekeeper {
             durable_lsn: None,
             inbox: VecDeque::new(),
             job: None,
+            saving: None,
+            saves: 0,
             trimmed: Lsn::INVALID,
             promised: (Term::ZERO, Lsn::INVALID),
             disk_bad_until: 0,
@@ -110,15 +121,17 @@ impl Safekeeper {
         if self.disk.control.term < term {
             return violation!("{} has forgotten term {term}", self.node_id);
         }
+        let known_end = self.disk.control.known_end();
+        if self.trimmed > known_end {
+            let trimmed = self.trimmed;
+            return violation!("WAL is removed up to {trimmed}, its end is looked for from {known_end} on");
+        }
         if flush_lsn < promised {
             return violation!("{} promised {promised}, and has {flush_lsn}", self.node_id);
         }
         self.durable_lsn = Some(flush_lsn);
-        self.acceptor = Some(Acceptor::recover(
-            self.node_id,
-            self.disk.control.clone(),
-            flush_lsn,
-        ));
+        let acceptor = Acceptor::recover(self.node_id, self.disk.control.clone(), flush_lsn);
+        self.acceptor = Some(acceptor.with_save_lag(SAVE_LAG));
         Ok(())
     }
 
@@ -133,9 +146,11 @@ impl Safekeeper {
         })
     }
 
-    /// Removes WAL that everyone has.
+    /// Removes WAL that everyone has, as far as what the acceptor takes for persisted allows it.
     pub(crate) fn trim(&mut self) {
-        let control = &self.disk.control;
+        let Some(control) = self.idle().map(Acceptor::control) else {
+            return;
+        };
         self.trimmed = self.trimmed.max(control.peer_horizon_lsn.min(control.commit_lsn));
     }
 
@@ -224,7 +239,7 @@ impl World {
                     safekeeper.promised.1 = safekeeper.promised.1.min(*to);
                     return self.start_io(sk);
                 }
-                Some(Action::WriteWal { .. } | Action::Reply(_)) => {}
+                Some(Action::WriteWal { .. } | Action::SavePositions(_) | Action::Reply(_)) => {}
             }
             let conn = job.conn;
             match job.actions.pop_front() {
@@ -234,6 +249,7 @@ impl World {
                     }
                     safekeeper.disk.write(begin, &bytes);
                 }
+                Some(Action::SavePositions(positions)) => self.start_save(sk, positions),
                 Some(Action::Reply(message)) => {
                     let conn = conn.expect("only a proposer gets replies");
                     self.reply(sk, conn, message)?;
@@ -277,7 +293,14 @@ impl World {
                 // An empty timeline's start is reported as a flush LSN too.
                 (vote.term, vote.flush_lsn.min(flush_lsn))
             }
-            AcceptorMessage::AppendResponse(response) => (response.term, response.flush_lsn),
+            AcceptorMessage::AppendResponse(response) => {
+                let persisted = safekeeper.disk.control.commit_lsn;
+                if response.commit_lsn > persisted {
+                    let told = response.commit_lsn;
+                    return violation!("safekeeper {sk} tells commit LSN {told}, its disk has {persisted}");
+                }
+                (response.term, response.flush_lsn)
+            }
         };
         safekeeper.promised.0 = safekeeper.promised.0.max(term);
         safekeeper.promised.1 = safekeeper.promised.1.max(flushed);
@@ -333,6 +356,53 @@ impl World {
         self.carry_on(sk)
     }
 
+    /// Positions are on their way to the disk, and nothing waits for them.
+    fn start_save(&mut self, sk: usize, positions: Positions) {
+        let latency = self.rng.delay(SAVE_LATENCY);
+        let safekeeper = &mut self.safekeepers[sk];
+        safekeeper.saves += 1;
+        let save = safekeeper.saves;
+        safekeeper.saving = Some((save, positions));
+        self.schedule(self.now + latency, Event::Saved { sk, save });
+    }
+
+    /// The file is written, or could not be; the acceptor hears of it as soon as it is idle.
+    pub(crate) fn on_saved(&mut self, sk: usize, save: u64) -> Result<(), Violation> {
+        let safekeeper = &self.safekeepers[sk];
+        if safekeeper.saving.is_none_or(|(running, _)| running != save) {
+            return Ok(());
+        }
+        let failed = safekeeper.disk_bad_until > self.now;
+        if !failed {
+            self.save(sk)?;
+        }
+        let safekeeper = &mut self.safekeepers[sk];
+        if safekeeper.job.is_some() {
+            self.schedule(self.now + SAVE_TOLD_PAUSE, Event::Saved { sk, save });
+            return Ok(());
+        }
+        let (_, positions) = safekeeper.saving.take().expect("checked above");
+        if failed {
+            self.trace(format_args!("safekeeper {sk}: the disk fails beside"));
+            self.safekeepers[sk].acceptor = None;
+        } else if let Some(acceptor) = &mut safekeeper.acceptor {
+            acceptor.positions_saved(positions);
+        }
+        Ok(())
+    }
+
+    /// The positions being saved reach the control file as it is now.
+    fn save(&mut self, sk: usize) -> Result<(), Violation> {
+        let safekeeper = &mut self.safekeepers[sk];
+        if let Some((_, positions)) = safekeeper.saving {
+            let mut control = safekeeper.disk.control.clone();
+            control.raise_positions(positions);
+            self.oracle.on_control(sk, &safekeeper.disk.control, &control)?;
+            safekeeper.disk.control = control;
+        }
+        Ok(())
+    }
+
     fn look_at_disk(&mut self, sk: usize) -> Result<(), Violation> {
         let disk = &mut self.safekeepers[sk].disk;
         let changed = disk.take_changed();
@@ -364,6 +434,11 @@ impl World {
             Some(Action::TruncateWal { to }) => safekeeper.disk.truncate_in_part(to, &mut self.rng),
             _ => {}
         }
+        // A save under way is finished first or not begun.
+        if self.rng.one_in(2) {
+            self.save(sk)?;
+        }
+        self.safekeepers[sk].saving = None;
         self.look_at_disk(sk)
     }
 

@@ -46,6 +46,10 @@ pub(crate) enum Event {
         sk: usize,
         life: u64,
     },
+    Saved {
+        sk: usize,
+        save: u64,
+    },
     CrashSafekeeper {
         sk: usize,
         life: u64,
@@ -258,6 +262,7 @@ impl World {
                 }
             }
             Event::DiskDone { sk, life } => self.on_disk_done(sk, life)?,
+            Event::Saved { sk, save } => self.on_saved(sk, save)?,
             Event::CrashSafekeeper { sk, life } => self.on_crash_at_io(sk, life)?,
             Event::RestartSafekeeper(sk) => self.restart_sk(sk),
             Event::PeerInfo(sk, info) => self.on_peer_info(sk, info)?,

@@ -25,6 +25,8 @@ pub enum Mutation {
     PeerCommitOfOtherTerm,
     /// The acceptor takes the proposer's commit LSN for its own before it has the WAL.
     CommitWithoutWal,
+    /// The acceptor takes positions for persisted while they are still being saved.
+    CountUnsavedPositions,
     /// The proposer counts WAL below the start of its term as committed by a quorum.
     CountStaleFlush,
     /// The proposer takes one safekeeper less than a majority for a quorum when it commits.
@@ -53,7 +55,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 21] = [
+    pub const ALL: [Mutation; 22] = [
         Mutation::VoteWithoutPersist,
         Mutation::VoteTwice,
         Mutation::AcknowledgeBeforeFlush,
@@ -63,6 +65,7 @@ impl Mutation {
         Mutation::KeepDivergedWal,
         Mutation::PeerCommitOfOtherTerm,
         Mutation::CommitWithoutWal,
+        Mutation::CountUnsavedPositions,
         Mutation::CountStaleFlush,
         Mutation::CommitWithoutQuorum,
         Mutation::ElectedWithoutQuorum,

@@ -9,6 +9,8 @@
 //! Invariants
 //! * A reply comes behind every `PersistControl`, `FlushWal` and `TruncateWal` it depends on: what a
 //!   proposer is told survives a crash between any two actions.
+//! * Nothing depends on a `SavePositions` before [`Acceptor::positions_saved`]: until then the positions
+//!   are not reported as persisted, and no WAL is removed for their sake.
 //! * The term never goes back. A vote is given once per term, and the term is durable before the answer.
 //! * The term history names a term only once the WAL that contradicts it is gone: truncation is
 //!   durable before the new history is. The other way round, a crash would make old WAL pass for WAL of
@@ -46,6 +48,10 @@ pub use state::{ControlState, PeerState, ServerInfo};
 pub enum Action {
     /// Replace the control file; durable before the next action.
     PersistControl(Box<ControlState>),
+    /// Raise the positions in the control file to these at least, and call [`Acceptor::positions_saved`]
+    /// when that is durable. The actions behind it need not wait for it. A `PersistControl` that comes
+    /// before its end keeps what it has written.
+    SavePositions(Positions),
     /// Write WAL, not necessarily durable. `begin` is the end of what was written before.
     WriteWal {
         /// Position of the first byte.
@@ -104,6 +110,18 @@ pub struct Positions {
     pub remote_consistent_lsn: Lsn,
 }
 
+impl Positions {
+    /// Each of them as far as the one that is further.
+    pub fn max(self, other: Positions) -> Positions {
+        Positions {
+            commit_lsn: self.commit_lsn.max(other.commit_lsn),
+            backup_lsn: self.backup_lsn.max(other.backup_lsn),
+            peer_horizon_lsn: self.peer_horizon_lsn.max(other.peer_horizon_lsn),
+            remote_consistent_lsn: self.remote_consistent_lsn.max(other.remote_consistent_lsn),
+        }
+    }
+}
+
 /// Whether a record, or the page header in front of one, can stand at `lsn`.
 fn may_start_record(lsn: Lsn, segment_size: usize) -> bool {
     let offset = lsn.page_offset(BLCKSZ);
@@ -116,9 +134,13 @@ fn may_start_record(lsn: Lsn, segment_size: usize) -> bool {
 #[derive(Debug)]
 pub struct Acceptor {
     node_id: NodeId,
-    /// As of the last `PersistControl`.
+    /// As of the last `PersistControl` or finished `SavePositions`.
     control: ControlState,
     positions: Positions,
+    /// Whether a `SavePositions` is not finished yet.
+    saving: bool,
+    /// Positions that are ahead of the control file by more than this, in bytes, are saved.
+    save_lag: u64,
     proposer_id: ProposerId,
     write_lsn: Lsn,
     /// End of the last whole record written.
@@ -143,15 +165,11 @@ impl Acceptor {
             control.id,
             control.commit_lsn
         );
-        let positions = Positions {
-            commit_lsn: control.commit_lsn,
-            backup_lsn: control.backup_lsn,
-            peer_horizon_lsn: control.peer_horizon_lsn,
-            remote_consistent_lsn: control.remote_consistent_lsn,
-        };
         Acceptor {
             node_id,
-            positions,
+            positions: control.positions(),
+            saving: false,
+            save_lag: u64::from(control.server.wal_seg_size),
             proposer_id: control.proposer_id,
             control,
             write_lsn: flush_lsn,
@@ -164,7 +182,21 @@ impl Acceptor {
         }
     }
 
-    /// The state as the control file has it once the actions so far are carried out.
+    /// Saves positions whenever they are more than `bytes` ahead of the control file, instead of a segment.
+    pub fn with_save_lag(mut self, bytes: u64) -> Self {
+        self.save_lag = bytes;
+        self
+    }
+
+    /// A [`Action::SavePositions`] with these positions is done: they are durable.
+    pub fn positions_saved(&mut self, saved: Positions) {
+        self.control.raise_positions(saved);
+        self.saving = false;
+        self.check_order();
+    }
+
+    /// The state as the control file has it once the actions so far are carried out; positions that are
+    /// being saved do not count yet.
     pub fn control(&self) -> &ControlState {
         &self.control
     }
@@ -445,7 +477,7 @@ impl Acceptor {
             return;
         }
         self.advance_commit(self.announced_commit_lsn);
-        self.persist_if_far_ahead(out);
+        self.save_if_far_ahead(out);
         self.check_order();
         let term = match is_active(Mutation::AppendInOldTerm) {
             true => self
@@ -477,7 +509,7 @@ impl Acceptor {
         let positions = &mut self.positions;
         positions.peer_horizon_lsn = positions.peer_horizon_lsn.max(peer.peer_horizon_lsn);
         self.check_order();
-        self.persist_if_far_ahead(out);
+        self.save_if_far_ahead(out);
     }
 
     /// WAL before `lsn` is in object storage.
@@ -509,29 +541,35 @@ impl Acceptor {
         }
     }
 
-    /// Writes the control file if what it says is far behind, or if the first WAL of the newest term
-    /// has just become final, which is what a proposer that only synchronises waits for.
-    pub fn persist_if_far_ahead(&mut self, out: &mut Vec<Action>) {
+    /// Has the positions saved if what the control file says is far behind. If the first WAL of the newest
+    /// term has just become final, the control file is written at once: a proposer that only synchronises
+    /// waits for that.
+    pub fn save_if_far_ahead(&mut self, out: &mut Vec<Action>) {
         let (now, then) = (&self.positions, &self.control);
-        let far = u64::from(then.server.wal_seg_size);
         let epoch_start = then.epoch_start_lsn();
-        let epoch_committed = now.commit_lsn >= epoch_start && then.commit_lsn < epoch_start;
+        if now.commit_lsn >= epoch_start && then.commit_lsn < epoch_start {
+            return self.persist(out);
+        }
         let lags = [
             (now.commit_lsn, then.commit_lsn),
             (now.backup_lsn, then.backup_lsn),
             (now.peer_horizon_lsn, then.peer_horizon_lsn),
             (now.remote_consistent_lsn, then.remote_consistent_lsn),
         ];
-        if epoch_committed || lags.iter().any(|(now, then)| now.saturating_sub(*then) > far) {
-            self.persist(out);
+        let is_far = lags
+            .iter()
+            .any(|(now, then)| now.saturating_sub(*then) > self.save_lag);
+        if is_far && !self.saving {
+            self.saving = true;
+            out.push(Action::SavePositions(self.positions));
+            if is_active(Mutation::CountUnsavedPositions) {
+                self.control.raise_positions(self.positions);
+            }
         }
     }
 
     fn persist(&mut self, out: &mut Vec<Action>) {
-        self.control.commit_lsn = self.positions.commit_lsn;
-        self.control.backup_lsn = self.positions.backup_lsn;
-        self.control.peer_horizon_lsn = self.positions.peer_horizon_lsn;
-        self.control.remote_consistent_lsn = self.positions.remote_consistent_lsn;
+        self.control.raise_positions(self.positions);
         self.control.proposer_id = self.proposer_id;
         out.push(Action::PersistControl(Box::new(self.control.clone())));
     }

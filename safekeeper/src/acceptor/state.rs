@@ -4,6 +4,8 @@ use safekeeper_api::protocol::{ProposerId, Term, TermHistory};
 use utils::id::{NodeId, TenantTimelineId};
 use utils::lsn::Lsn;
 
+use super::Positions;
+
 /// What is known of the PostgreSQL cluster whose WAL this is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct ServerInfo {
@@ -80,6 +82,25 @@ impl ControlState {
     /// final. 0 if there is no WAL.
     pub fn known_end(&self) -> Lsn {
         self.commit_lsn.max(self.local_start_lsn)
+    }
+
+    /// The positions in it.
+    pub fn positions(&self) -> Positions {
+        Positions {
+            commit_lsn: self.commit_lsn,
+            backup_lsn: self.backup_lsn,
+            peer_horizon_lsn: self.peer_horizon_lsn,
+            remote_consistent_lsn: self.remote_consistent_lsn,
+        }
+    }
+
+    /// Raises each position to that in `positions`, if that is further.
+    pub fn raise_positions(&mut self, positions: Positions) {
+        let raised = self.positions().max(positions);
+        self.commit_lsn = raised.commit_lsn;
+        self.backup_lsn = raised.backup_lsn;
+        self.peer_horizon_lsn = raised.peer_horizon_lsn;
+        self.remote_consistent_lsn = raised.remote_consistent_lsn;
     }
 
     /// Where the newest term's WAL begins.

@@ -12,6 +12,8 @@ use crate::test_wal::{SEGMENT_SIZE, SYSTEM_ID, WalBuilder};
 
 const RECORDS: usize = 200;
 const DATA_LEN: usize = 40;
+/// Bytes of ten records.
+const SAVE_LAG: u64 = 640;
 
 struct Wal {
     builder: WalBuilder,
@@ -70,6 +72,7 @@ impl Wal {
                 self.show_history(&control.term_history),
                 name(control.commit_lsn)
             ),
+            Action::SavePositions(positions) => format!("save commit={}", name(positions.commit_lsn)),
             Action::WriteWal { begin, bytes } => {
                 format!("write {}-{}", name(*begin), name(*begin + bytes.len() as u64))
             }
@@ -118,6 +121,13 @@ fn run(wal: &Wal, acceptor: &mut Acceptor, command: &str, out: &mut Vec<Action>)
     let message = match words[0] {
         "flush" => {
             acceptor.finish_batch(ReaderFeedback::default(), out);
+            return Ok(());
+        }
+        "saved" => {
+            acceptor.positions_saved(Positions {
+                commit_lsn: wal.lsn(words[1]),
+                ..Positions::default()
+            });
             return Ok(());
         }
         "peer" => {
@@ -170,7 +180,7 @@ fn run(wal: &Wal, acceptor: &mut Acceptor, command: &str, out: &mut Vec<Action>)
 /// Runs the commands on a new acceptor; what each of them leads to, joined by `;`.
 fn outcome(script: &str) -> String {
     let wal = Wal::new();
-    let mut acceptor = Acceptor::recover(NodeId(1), fresh_control(), Lsn::INVALID);
+    let mut acceptor = Acceptor::recover(NodeId(1), fresh_control(), Lsn::INVALID).with_save_lag(SAVE_LAG);
     let mut outcomes = Vec::new();
     for command in script.split(';').map(str::trim) {
         let mut out = Vec::new();
@@ -356,6 +366,30 @@ fn commit_follows_what_is_durable_here() {
 }
 
 #[test]
+fn positions_are_saved_beside_and_count_once_they_are() {
+    let elected = "elect 1 r0 [1@r0]; append 1 r0-r80; flush; append 1 r80-r80 commit=r10; flush; ";
+    check_last(elected.trim_end_matches("; "), "ack term=1 flush=r80 commit=r0");
+    let saving = format!("{elected} append 1 r80-r80 commit=r20; flush");
+    check_last(&saving, "save commit=r20, ack term=1 flush=r80 commit=r0");
+    // One at a time, and from what is on disk on.
+    let more = "append 1 r80-r80 commit=r40; flush";
+    check_last(&format!("{saving}; {more}"), "ack term=1 flush=r80 commit=r0");
+    check_last(
+        &format!("{saving}; saved r20; append 1 r80-r80 commit=r21; flush"),
+        "ack term=1 flush=r80 commit=r20",
+    );
+    check_last(
+        &format!("{saving}; saved r20; {more}"),
+        "save commit=r40, ack term=1 flush=r80 commit=r20",
+    );
+    // What a vote has written in the meantime is further.
+    check_last(
+        &format!("{saving}; {more}; vote 2; saved r20; elect 2 r80 [1@r0 2@r80]; append 2 r80-r80; flush"),
+        "ack term=2 flush=r80 commit=r40",
+    );
+}
+
+#[test]
 fn greetings_that_do_not_fit() {
     let other = "11111111111111111111111111111111";
     for (greeting, want) in [
@@ -417,6 +451,7 @@ struct Disk {
     told_term: Term,
     told_flush: Lsn,
     told_commit: Lsn,
+    saving: Option<Positions>,
 }
 
 impl Disk {
@@ -425,6 +460,13 @@ impl Disk {
             Action::PersistControl(control) => {
                 assert!(control.term >= self.control.term && control.commit_lsn >= self.control.commit_lsn);
                 self.control = (**control).clone();
+            }
+            Action::SavePositions(positions) => {
+                assert!(
+                    positions.commit_lsn <= self.durable,
+                    "a commit LSN behind the durable WAL"
+                );
+                assert_eq!(self.saving.replace(*positions), None, "two saves at once");
             }
             Action::WriteWal { begin, bytes } => {
                 assert_eq!(*begin, self.written);
@@ -460,11 +502,11 @@ proptest! {
     /// told is still so.
     #[test]
     fn what_was_told_survives_a_crash_between_any_two_actions(
-        commands in prop::collection::vec((0u8..6, 1u64..6, 0usize..12, 0usize..6, any::<bool>()), 1..40),
+        commands in prop::collection::vec((0u8..7, 1u64..6, 0usize..12, 0usize..6, any::<bool>()), 1..40),
         crash_at in prop::collection::vec(0usize..60, 0..4),
     ) {
         let wal = Wal::new();
-        let mut acceptor = Acceptor::recover(NodeId(1), fresh_control(), Lsn::INVALID);
+        let mut acceptor = Acceptor::recover(NodeId(1), fresh_control(), Lsn::INVALID).with_save_lag(64);
         let mut disk = Disk {
             control: fresh_control(),
             written: Lsn(0),
@@ -472,9 +514,17 @@ proptest! {
             told_term: Term(0),
             told_flush: Lsn(0),
             told_commit: Lsn(0),
+            saving: None,
         };
         let mut carried_out = 0;
         for (kind, term, record, len, partial) in commands {
+            if kind == 6 {
+                if let Some(saved) = disk.saving.take() {
+                    disk.control.raise_positions(saved);
+                    acceptor.positions_saved(saved);
+                }
+                continue;
+            }
             let history = format!("[{}]", (1..=term).map(|term| format!("{term}@r0")).collect::<Vec<_>>().join(" "));
             let begin = wal.name(acceptor.write_lsn());
             let begin = if begin.starts_with('r') { begin } else { "r0".to_owned() };
@@ -499,7 +549,8 @@ proptest! {
                     prop_assert!(end >= disk.told_flush);
                     prop_assert!(disk.control.commit_lsn >= disk.told_commit);
                     (disk.written, disk.durable) = (end, end);
-                    acceptor = Acceptor::recover(NodeId(1), disk.control.clone(), end);
+                    disk.saving = None;
+                    acceptor = Acceptor::recover(NodeId(1), disk.control.clone(), end).with_save_lag(64);
                     break;
                 }
                 disk.apply(action);

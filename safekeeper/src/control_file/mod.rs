@@ -10,12 +10,15 @@
 
 mod codec;
 mod upgrade;
+mod writer;
 
 use std::path::{Path, PathBuf};
 
 use utils::crashsafe;
 
 use crate::acceptor::ControlState;
+
+pub use writer::ControlWriter;
 
 /// Name of the control file in a timeline's directory.
 pub const CONTROL_FILE_NAME: &str = "safekeeper.control";

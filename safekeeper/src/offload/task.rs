@@ -218,7 +218,7 @@ impl Task {
         )));
         let advanced = self.timeline.with_acceptor(|acceptor, out| {
             acceptor.advance_backup_lsn(end);
-            acceptor.persist_if_far_ahead(out);
+            acceptor.save_if_far_ahead(out);
         });
         advanced.await.context("cannot record what was offloaded")?;
         debug!("offloaded {object}, backup_lsn is {end}");

@@ -111,7 +111,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
 /// Takes the receiver's reports until it ends the stream.
 async fn receive<S: AsyncRead + Unpin>(
     reader: &mut CopyReader<'_, S>,
-    timeline: &Timeline,
+    timeline: &Arc<Timeline>,
     slot: &ReaderSlot,
 ) -> Result<(), QueryError> {
     loop {

@@ -7,6 +7,7 @@
 //! Blocking.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use safekeeper_api::protocol::AcceptorMessage;
@@ -14,8 +15,8 @@ use utils::id::NodeId;
 use utils::lsn::Lsn;
 
 use crate::Sync;
-use crate::acceptor::{Acceptor, Action, ControlState};
-use crate::control_file::{self, CONTROL_FILE_NAME, ControlFileError};
+use crate::acceptor::{Acceptor, Action, ControlState, Positions};
+use crate::control_file::{ControlFileError, ControlWriter};
 use crate::metrics::{PERSIST_CONTROL_FILE_SECONDS, WalCounters};
 use crate::wal_storage::{Expected, OpenWalError, WalDir, WalError, WalStorage, find_end, make_durable};
 
@@ -54,17 +55,32 @@ pub(super) struct Place {
 pub(super) struct Core {
     pub acceptor: Acceptor,
     pub storage: WalStorage,
-    place: Place,
+    pub control: Arc<ControlWriter>,
     /// End of the WAL known to be on disk.
     pub durable_lsn: Lsn,
+}
+
+/// What carrying out actions has led to.
+#[derive(Debug, Default)]
+pub(super) struct CarriedOut {
+    pub replies: Vec<AcceptorMessage>,
+    /// To be saved in the background.
+    pub save: Option<Positions>,
+}
+
+/// Positions still being saved do not reach the files any more: whoever opens them next finds them at rest.
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.control.close();
+    }
 }
 
 impl Core {
     /// Opens what the disk holds. WAL behind `durable_lsn`, if that is known, does not count.
     pub fn open(place: Place, durable_lsn: Option<Lsn>) -> Result<Self, DiskError> {
-        let control = control_file::load(&place.dir.join(CONTROL_FILE_NAME))?;
+        let (writer, control) = ControlWriter::open(&place.dir, place.sync)?;
         let wal_dir = WalDir {
-            path: place.dir.clone(),
+            path: place.dir,
             segment_size: control.server.wal_seg_size as usize,
         };
         let flush_lsn = find_flush_lsn(&wal_dir, &control, durable_lsn)?;
@@ -75,24 +91,25 @@ impl Core {
         Ok(Core {
             acceptor: Acceptor::recover(place.node_id, control, flush_lsn),
             storage,
-            place,
+            control: Arc::new(writer),
             durable_lsn: flush_lsn,
         })
     }
 
-    /// Carries out `actions` in order; the replies among them. After an error this core must be dropped.
+    /// Carries out `actions` in order, except for positions to be saved. After an error this core must be
+    /// dropped.
     pub fn carry_out(
         &mut self,
         actions: Vec<Action>,
         counters: &WalCounters,
-    ) -> Result<Vec<AcceptorMessage>, DiskError> {
-        let mut replies = Vec::new();
+    ) -> Result<CarriedOut, DiskError> {
+        let mut done = CarriedOut::default();
         for action in actions {
             let begin = Instant::now();
             match action {
                 Action::PersistControl(control) => {
                     self.storage.set_server(control.server);
-                    control_file::store(&self.place.dir, &control, self.place.sync)?;
+                    self.control.replace(*control)?;
                     PERSIST_CONTROL_FILE_SECONDS.observe(begin.elapsed().as_secs_f64());
                 }
                 Action::WriteWal { begin: at, bytes } => {
@@ -110,10 +127,11 @@ impl Core {
                     self.storage.truncate(to)?;
                     self.durable_lsn = to;
                 }
-                Action::Reply(message) => replies.push(message),
+                Action::SavePositions(positions) => done.save = Some(positions),
+                Action::Reply(message) => done.replies.push(message),
             }
         }
-        Ok(replies)
+        Ok(done)
     }
 }
 

@@ -6,6 +6,8 @@
 //!   before the lock is given back and before anybody sees the new positions.
 //! * After an error of the disk the next operation opens the files anew; nothing was acknowledged that
 //!   is not durable. A full disk thus heals by itself, and damaged files keep being refused by name.
+//! * Positions that have advanced far are saved beside that, by a thread that blocks nobody; those who need
+//!   them durable look at [`Snapshot::persisted`].
 //! * A deleted timeline never touches its files again.
 //!
 //! Not here: connections, and which timelines there are.
@@ -17,19 +19,22 @@ mod readers;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use safekeeper_api::protocol::{AcceptorMessage, Term};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
 
-use self::core::{Core, Place};
+use self::core::{CarriedOut, Core, Place};
 use crate::Sync;
 use crate::acceptor::{Acceptor, Action, ControlState, Positions, ServerInfo};
 use crate::config::{Config, WalBackup};
-use crate::metrics::WalCounters;
+use crate::control_file::{ControlFileError, ControlWriter};
+use crate::metrics::{PERSIST_CONTROL_FILE_SECONDS, WalCounters};
 use crate::wal_storage::{WalDir, WalReader, verify_segment};
 
 pub use self::core::DiskError;
@@ -84,18 +89,9 @@ pub struct Snapshot {
     pub file_open: bool,
 }
 
-fn persisted_positions(control: &ControlState) -> Positions {
-    Positions {
-        commit_lsn: control.commit_lsn,
-        backup_lsn: control.backup_lsn,
-        peer_horizon_lsn: control.peer_horizon_lsn,
-        remote_consistent_lsn: control.remote_consistent_lsn,
-    }
-}
-
 impl Snapshot {
     fn of_control(control: &ControlState) -> Self {
-        let persisted = persisted_positions(control);
+        let persisted = control.positions();
         Snapshot {
             server: control.server,
             term: control.term,
@@ -291,7 +287,7 @@ impl Timeline {
     /// # Errors
     /// The timeline is deleted, or its disk failed; nothing of the result is true then.
     pub async fn with_acceptor<R>(
-        &self,
+        self: &Arc<Self>,
         decide: impl FnOnce(&mut Acceptor, &mut Vec<Action>) -> R,
     ) -> Result<(R, Vec<AcceptorMessage>), TimelineError> {
         let mut state = self.core.lock().await;
@@ -301,15 +297,15 @@ impl Timeline {
         let core = self.opened(&mut state)?;
         let mut actions = Vec::new();
         let result = decide(&mut core.acceptor, &mut actions);
-        let waits_for_disk =
-            self.conf.sync == Sync::Yes && !actions.iter().all(|action| matches!(action, Action::Reply(_)));
+        let waits = |action: &Action| !matches!(action, Action::Reply(_) | Action::SavePositions(_));
+        let waits_for_disk = self.conf.sync == Sync::Yes && actions.iter().any(waits);
         let carried_out = if waits_for_disk {
             tokio::task::block_in_place(|| core.carry_out(actions, &self.counters))
         } else {
             core.carry_out(actions, &self.counters)
         };
-        let replies = match carried_out {
-            Ok(replies) => replies,
+        let CarriedOut { replies, save } = match carried_out {
+            Ok(done) => done,
             Err(source) => {
                 *state = CoreState::Closed {
                     durable_lsn: Some(core.durable_lsn),
@@ -321,12 +317,62 @@ impl Timeline {
             // Its failure is met again, and reported, by whoever needs the segment.
             drop(tokio::task::spawn_blocking(|| job.run()));
         }
+        if let Some(positions) = save {
+            self.save_in_background(Arc::clone(&core.control), positions);
+        }
         self.publish(core);
         Ok((result, replies))
     }
 
+    fn save_in_background(self: &Arc<Self>, control: Arc<ControlWriter>, positions: Positions) {
+        let timeline = Arc::clone(self);
+        tokio::spawn(async move {
+            let writer = Arc::clone(&control);
+            let writing = tokio::task::spawn_blocking(move || {
+                let begin = Instant::now();
+                writer.save(positions)?;
+                PERSIST_CONTROL_FILE_SECONDS.observe(begin.elapsed().as_secs_f64());
+                Ok(())
+            });
+            match writing.await {
+                Ok(saved) => timeline.saved(&control, positions, saved).await,
+                // The process is ending.
+                Err(error) => assert!(error.is_cancelled(), "saving positions: {error}"),
+            }
+        });
+    }
+
+    /// Tells the acceptor that `positions` are durable, if it is still the one that had them saved. A failure
+    /// is one of the disk as any other.
+    async fn saved(
+        &self,
+        control: &Arc<ControlWriter>,
+        positions: Positions,
+        saved: Result<(), ControlFileError>,
+    ) {
+        let mut state = self.core.lock().await;
+        let CoreState::Open(core) = &mut *state else {
+            return;
+        };
+        if !Arc::ptr_eq(&core.control, control) {
+            return;
+        }
+        match saved {
+            Ok(()) => {
+                core.acceptor.positions_saved(positions);
+                self.publish(core);
+            }
+            Err(error) => {
+                error!("timeline {}: {:#}", self.id, anyhow::Error::new(error));
+                *state = CoreState::Closed {
+                    durable_lsn: Some(core.durable_lsn),
+                };
+            }
+        }
+    }
+
     /// Opens the WAL if that has not been done.
-    pub async fn open(&self) -> Result<(), TimelineError> {
+    pub async fn open(self: &Arc<Self>) -> Result<(), TimelineError> {
         self.with_acceptor(|_, _| ()).await.map(|_| ())
     }
 
@@ -356,7 +402,7 @@ impl Timeline {
     }
 
     /// The acceptor's durable state, with the term history.
-    pub async fn control(&self) -> Result<ControlState, TimelineError> {
+    pub async fn control(self: &Arc<Self>) -> Result<ControlState, TimelineError> {
         let (control, _) = self
             .with_acceptor(|acceptor, _| acceptor.control().clone())
             .await?;
@@ -364,13 +410,13 @@ impl Timeline {
     }
 
     /// A pageserver does not need WAL before `lsn` again.
-    pub async fn advance_remote_consistent_lsn(&self, lsn: Lsn) -> Result<(), TimelineError> {
+    pub async fn advance_remote_consistent_lsn(self: &Arc<Self>, lsn: Lsn) -> Result<(), TimelineError> {
         if lsn <= self.snapshot().positions.remote_consistent_lsn {
             return Ok(());
         }
         self.with_acceptor(|acceptor, out| {
             acceptor.advance_remote_consistent_lsn(lsn);
-            acceptor.persist_if_far_ahead(out);
+            acceptor.save_if_far_ahead(out);
         })
         .await?;
         Ok(())
@@ -406,7 +452,9 @@ impl Timeline {
         let Snapshot {
             persisted, positions, ..
         } = self.snapshot();
-        let mut horizon = persisted.remote_consistent_lsn.min(positions.peer_horizon_lsn);
+        // After a restart the search for the end of the WAL begins at the persisted commit LSN.
+        let mut horizon = persisted.remote_consistent_lsn.min(persisted.commit_lsn);
+        horizon = horizon.min(positions.peer_horizon_lsn);
         if self.conf.wal_backup == WalBackup::Enabled {
             // What a restart would have forgotten to be there must still be on disk to be uploaded again.
             horizon = horizon.min(persisted.backup_lsn);

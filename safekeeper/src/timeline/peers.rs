@@ -1,6 +1,7 @@
 //! What other safekeepers have published about a timeline.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -36,7 +37,11 @@ fn is_news(peer: &PeerInfo, own: &Snapshot) -> bool {
 
 impl Timeline {
     /// Takes what the safekeeper `node` has published.
-    pub async fn record_peer(&self, node: NodeId, info: SkTimelineInfo) -> Result<(), TimelineError> {
+    pub async fn record_peer(
+        self: &Arc<Self>,
+        node: NodeId,
+        info: SkTimelineInfo,
+    ) -> Result<(), TimelineError> {
         let peer = PeerInfo {
             last_log_term: info.last_log_term.map(Term),
             commit_lsn: info.commit_lsn,
