@@ -113,8 +113,8 @@ def test_the_disk_is_lost_under_a_running_tenant(neon_env_builder: NeonEnvBuilde
 def test_a_safekeepers_disk_is_lost_with_the_pageservers(neon_env_builder: NeonEnvBuilder, request):
     neon_env_builder.safekeepers = 3
     env = start_with_storage(neon_env_builder.with_storage("s3", request))
-    # The pageserver may ask the safekeeper before that has the timeline again.
-    env.allowed_log_lines += [*LOSS_OF_DISK, r"was not found in global map"]
+    # The pageserver may ask the safekeeper before that has the timeline again, or for WAL from before its loss.
+    env.allowed_log_lines += [*LOSS_OF_DISK, r"was not found in global map", r"is not on this safekeeper"]
     main = env.endpoint("main").start()
     main.sql("CREATE TABLE t (i int PRIMARY KEY, v text)")
     bank, segment = Bank(main).prepare(), 16 * 1024 * 1024
