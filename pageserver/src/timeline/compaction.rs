@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pageserver_api::key::Key;
 use pageserver_api::layer_name::LayerFileName;
+use tokio_util::sync::CancellationToken;
 use utils::crashsafe::{self, CrashsafeError};
 use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
@@ -36,6 +37,9 @@ pub enum CompactionError {
     /// A value cannot be read.
     #[error("cannot make an image layer")]
     Read(#[from] ReadError),
+    /// The timeline is being stopped.
+    #[error("the timeline is being stopped")]
+    Stopping,
     /// New layers could not be made durable.
     #[error("cannot make layer files durable")]
     Durability(#[from] CrashsafeError),
@@ -99,19 +103,20 @@ impl Timeline {
             target_bytes: config.compaction_target_size,
             lsn_range: lsn_span(&merged),
             existing: files.iter().map(|layer| layer.name().clone()).collect(),
+            stopping: self.cancel.clone(),
         };
         let removed = merged.iter().map(|layer| layer.name().clone()).collect();
         let pins = pin_all(&merged).await?;
         let task_kind = TaskKind::current();
-        let written = utils::blocking::run(move || -> Result<_, CompactionError> {
+        let work = move || -> Result<_, CompactionError> {
             let (dir, _pins) = (spec.dir.clone(), pins);
             let written = task_kind.sync_scope(|| merge(&merged, spec))?;
             fail::fail_point!("compaction-before-sync");
             crashsafe::fsync_dir(&dir)?;
             fail::fail_point!("compaction-after-sync");
             Ok(written)
-        })
-        .await?;
+        };
+        let written = self.run_blocking(work).await?;
         self.replace_files(written, removed);
         Ok(())
     }
@@ -166,15 +171,20 @@ struct PieceSpec {
     lsn_range: Range<Lsn>,
     /// Layers that are there already, perhaps from before a crash: they are not written again.
     existing: HashSet<LayerFileName>,
+    /// Cancelled when the work is to be given up.
+    stopping: CancellationToken,
 }
 
 /// Merges delta layers into ones over fewer keys. Blocking.
-fn merge(layers: &[Arc<Layer>], spec: PieceSpec) -> Result<Vec<WrittenLayer>, LayerError> {
+fn merge(layers: &[Arc<Layer>], spec: PieceSpec) -> Result<Vec<WrittenLayer>, CompactionError> {
     let mut pieces = Pieces::new(spec);
     let mut of_key: Vec<(Lsn, Bytes)> = Vec::new();
     let (mut current, mut bytes) = (None, 0);
     for value in Merge::new(layers)? {
         let (key, lsn, value) = value?;
+        if pieces.spec.stopping.is_cancelled() {
+            return Err(CompactionError::Stopping);
+        }
         if current != Some(key) {
             pieces.end_key(current, &mut of_key)?;
             (current, bytes) = (Some(key), 0);
@@ -187,7 +197,7 @@ fn merge(layers: &[Arc<Layer>], spec: PieceSpec) -> Result<Vec<WrittenLayer>, La
         }
     }
     pieces.end_key(current, &mut of_key)?;
-    pieces.finish()
+    Ok(pieces.finish()?)
 }
 
 /// The files being written: cut between keys, and within a key that is larger than a file should be.

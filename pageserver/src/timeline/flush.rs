@@ -132,7 +132,7 @@ impl Timeline {
         layer: &Arc<InMemoryLayer>,
     ) -> Result<Vec<WrittenLayer>, FlushError> {
         let (timeline, layer) = (Arc::clone(self), Arc::clone(layer));
-        utils::blocking::run(move || {
+        self.run_blocking(move || {
             let (dir, id) = (timeline.dir(), timeline.id());
             let is_import = timeline.ancestor.is_none() && timeline.layers.load().files.is_empty();
             let written = match is_import.then(|| write_images(dir, id, &layer)) {

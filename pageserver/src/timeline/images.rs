@@ -59,15 +59,15 @@ impl Timeline {
         let timeline = Arc::clone(self);
         let runtime = tokio::runtime::Handle::current();
         // Writing blocks, reading does so rarely: both run on a thread that may block.
-        let written = utils::blocking::run(move || -> Result<_, CompactionError> {
+        let work = move || -> Result<_, CompactionError> {
             let mut job = ImageJob::new(timeline, lsn);
             runtime.block_on(job.run(&parts))?;
             fail::fail_point!("image-creation-before-sync");
             crashsafe::fsync_dir(&job.timeline.dir)?;
             fail::fail_point!("image-creation-after-sync");
             Ok(job.written)
-        })
-        .await?;
+        };
+        let written = self.run_blocking(work).await?;
         self.replace_files(written, Default::default());
         Ok(())
     }
@@ -172,6 +172,9 @@ impl ImageJob {
         for part in parts {
             let keys = self.timeline.keys(part.clone(), self.lsn).await?;
             for batch in keys.chunks(BATCH_KEYS) {
+                if self.timeline.cancel.is_cancelled() {
+                    return Err(CompactionError::Stopping);
+                }
                 let full = self
                     .open
                     .as_ref()

@@ -319,6 +319,17 @@ impl Timeline {
         self.tasks.spawn(task);
     }
 
+    /// Runs `work`, which writes to the timeline's directory and blocks, as a part of the timeline: a stop waits for
+    /// its end, even if the task that began it does not.
+    async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let running = self.tasks.token();
+        utils::blocking::run(move || {
+            let _running = running;
+            work()
+        })
+        .await
+    }
+
     /// Starts the tasks that take versions from memory to disk.
     pub fn start(self: &Arc<Self>) {
         self.start_flushing();

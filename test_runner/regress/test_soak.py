@@ -1,0 +1,238 @@
+"""A long life in small: random work, branches and accidents for some minutes. States recorded at LSNs on the way are the judge."""
+
+import dataclasses
+import os
+import random
+import time
+
+import pytest
+
+from fixtures.bank import Bank
+from fixtures.lsn import parse
+from fixtures.neon_env import CommandFailed, Endpoint, NeonEnv, NeonEnvBuilder
+
+SECONDS = int(os.environ.get("SOAK_SECONDS", "240"))
+SEED = int(os.environ.get("SOAK_SEED", "1"))
+ROWS = 20_000
+BRANCHES_MAX = 5
+MB = 1 << 20
+
+# All that takes hours with the usual settings happens within seconds.
+SETTINGS = {
+    "checkpoint_distance": MB,
+    "compaction_target_size": MB,
+    "compaction_period": "1s",
+    "compaction_threshold": 3,
+    "image_creation_threshold": 2,
+    "gc_period": "2s",
+    "gc_horizon": 16 * MB,
+    "pitr_interval": "0s",
+    "eviction_policy": {"kind": "LayerAccessThreshold", "period": "1s", "threshold": "3s"},
+}
+# Layers of the cutoff and later ones, and what was downloaded within the threshold: far below what was written.
+LOCAL_MB_MAX = 150
+
+STATE = "SELECT count(*), coalesce(sum(hashtext(i || v)), 0), coalesce(sum(n), 0) FROM t"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What a branch held at an LSN."""
+
+    branch: str
+    lsn: str
+    state: list[tuple]
+
+
+class Life:
+    """The cluster's branches, and what is known of their past."""
+
+    def __init__(self, env: NeonEnv):
+        self.env, self.http, self.rng = env, env.pageserver.http(), random.Random(SEED)
+        self.computes: dict[str, Endpoint] = {}
+        self.parents: dict[str, str] = {}
+        self.points: list[Point] = []
+        self.numbers = iter(range(10**6))
+        self.counts: dict[str, int] = {}
+        self.local_bytes_max = 0
+        self.points_checked = 0
+
+    def any_branch(self) -> str:
+        return self.rng.choice(list(self.computes))
+
+    def start_compute(self, branch: str) -> Endpoint:
+        settings = {"shared_buffers": "2MB", "autovacuum": "off"}
+        self.computes[branch] = self.env.endpoint(branch).set(**settings).start()
+        return self.computes[branch]
+
+    def step(self):
+        """Something happens, of the kinds of work more often than of the accidents."""
+        work = [self.update, self.insert_and_delete, self.vacuum, self.make_and_drop_tables, self.record]
+        accidents = [self.branch_now, self.branch_from_the_past, self.drop_branch, self.check_the_past]
+        accidents += [self.restart_compute, self.kill_pageserver, self.kill_safekeeper, self.detach_and_attach]
+        action = self.rng.choice(work * 3 + accidents)
+        action()
+        self.counts[action.__name__] = self.counts.get(action.__name__, 0) + 1
+        self.local_bytes_max = max(self.local_bytes_max, self.local_bytes())
+
+    def local_bytes(self) -> int:
+        total = 0
+        for path in (self.env.repo / "tenants").rglob("*"):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                pass  # It was evicted just now.
+        return total
+
+    def update(self):
+        modulus = self.rng.randrange(2, 20)
+        rest = self.rng.randrange(modulus)
+        self.computes[self.any_branch()].sql(f"UPDATE t SET n = n + 1 WHERE i % {modulus} = {rest}")
+
+    def insert_and_delete(self):
+        first = self.rng.randrange(ROWS)
+        self.computes[self.any_branch()].sql(
+            f"DELETE FROM t WHERE i BETWEEN {first} AND {first + 1000}",
+            f"INSERT INTO t SELECT i, repeat(md5(i::text), 4), 0 FROM generate_series({first}, {first + 900}) i",
+        )
+
+    def vacuum(self):
+        self.computes[self.any_branch()].sql(self.rng.choice(["VACUUM t", "VACUUM FULL t", "REINDEX TABLE t"]))
+
+    def make_and_drop_tables(self):
+        name = f"extra_{next(self.numbers)}"
+        self.computes[self.any_branch()].sql(
+            f"CREATE TABLE {name} AS SELECT i, md5(i::text) FROM generate_series(1, 5000) i",
+            f"CREATE INDEX ON {name} (i)",
+            f"DROP TABLE {name}",
+        )
+
+    def record(self):
+        branch = self.any_branch()
+        compute = self.computes[branch]
+        state, lsn = compute.sql(STATE), compute.lsn()
+        # What was logged up to there reaches the safekeepers with the next commit at the latest.
+        compute.sql("SELECT pg_logical_emit_message(true, '', '')")
+        self.points.append(Point(branch, lsn, state))
+
+    def is_collected(self, point: Point) -> bool:
+        timeline = self.http.timeline(self.env.tenant, self.env.timelines[point.branch])
+        return parse(point.lsn) < parse(timeline["latest_gc_cutoff_lsn"])
+
+    def at(self, point: Point, action):
+        """Does `action` at a point of the past; False if it has been collected."""
+        try:
+            action()
+            return True
+        except CommandFailed:
+            # Garbage collection may have overtaken us.
+            if not self.is_collected(point):
+                raise
+            self.points.remove(point)
+            return False
+
+    def retained_point(self) -> Point | None:
+        self.points = [point for point in self.points if not self.is_collected(point)]
+        return self.rng.choice(self.points) if self.points else None
+
+    def check_the_past(self):
+        if point := self.retained_point():
+            reader = self.env.endpoint(f"reader{next(self.numbers)}", branch=point.branch, lsn=point.lsn)
+            if self.at(point, reader.start):
+                assert reader.sql(STATE) == point.state, point
+                self.points_checked += 1
+            reader.destroy()
+
+    def add_branch(self, parent: str, lsn: str | None) -> str:
+        name = f"b{next(self.numbers)}"
+        self.env.branch(name, ancestor=parent, lsn=lsn)
+        self.parents[name] = parent
+        return name
+
+    def branch_now(self):
+        if len(self.computes) < BRANCHES_MAX:
+            parent = self.any_branch()
+            state = self.computes[parent].sql(STATE)
+            compute = self.start_compute(self.add_branch(parent, self.flushed_lsn(parent)))
+            assert compute.sql(STATE) == state
+
+    def flushed_lsn(self, branch: str) -> str:
+        lsn = self.computes[branch].lsn()
+        self.computes[branch].sql("SELECT pg_logical_emit_message(true, '', '')")
+        return lsn
+
+    def branch_from_the_past(self):
+        point = self.retained_point()
+        if point and len(self.computes) < BRANCHES_MAX:
+            names = []
+            if self.at(point, lambda: names.append(self.add_branch(point.branch, point.lsn))):
+                assert self.start_compute(names[0]).sql(STATE) == point.state, point
+                self.points_checked += 1
+
+    def drop_branch(self):
+        leaves = [branch for branch in self.parents if branch not in self.parents.values()]
+        if leaves:
+            branch = self.rng.choice(leaves)
+            self.computes.pop(branch).destroy()
+            self.http.timeline_delete(self.env.tenant, self.env.timelines.pop(branch))
+            self.parents.pop(branch)
+            self.points = [point for point in self.points if point.branch != branch]
+
+    def restart_compute(self):
+        compute = self.computes[self.rng.choice([branch for branch in self.computes if branch != "main"] or ["main"])]
+        state = compute.sql(STATE)
+        compute.restart()
+        assert compute.sql(STATE) == state
+
+    def kill_pageserver(self):
+        self.env.pageserver.kill()
+        self.env.pageserver.start()
+        self.http.wait_active(self.env.tenant)
+
+    def kill_safekeeper(self):
+        node = self.rng.choice(self.env.safekeepers)
+        node.kill()
+        node.start()
+
+    def detach_and_attach(self):
+        self.http.tenant_detach(self.env.tenant)
+        self.http.tenant_attach(self.env.tenant)
+        self.http.wait_active(self.env.tenant)
+        # Object storage has no settings.
+        self.http.tenant_configure(self.env.tenant, **SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 600)
+def test_soak(neon_env_builder: NeonEnvBuilder):
+    neon_env_builder.safekeepers = 3
+    neon_env_builder.with_local_fs()
+    env = neon_env_builder.start()
+    env.allowed_log_lines += ["wal receiver|walreceiver", "Cannot find|not found|is not active|was not found"]
+    life = Life(env)
+    life.http.tenant_configure(env.tenant, **SETTINGS)
+    main = life.start_compute("main")
+    main.sql(
+        "CREATE TABLE t (i int, v text, n int)",
+        f"INSERT INTO t SELECT i, repeat(md5(i::text), 4), 0 FROM generate_series(1, {ROWS}) i",
+        "CREATE INDEX ON t (i)",
+    )
+    began, started_at = time.monotonic(), parse(main.lsn())
+    with Bank(main).prepare() as bank:
+        while time.monotonic() < began + SECONDS:
+            life.step()
+        bank.wait_for(20, timeout=120)
+    bank.check()
+    while life.points:
+        life.check_the_past()
+        life.points = life.points[1:]
+    states = {branch: compute.sql(STATE) for branch, compute in life.computes.items()}
+    for branch, compute in life.computes.items():
+        assert compute.restart().sql(STATE) == states[branch], branch
+    remote = sum(env.remote_storage.objects("pageserver").values())
+    print(
+        f"{life.counts}, {life.points_checked} points checked, {(parse(main.lsn()) - started_at) / MB:.0f} MB of WAL on main,"
+        f" at most {life.local_bytes_max / MB:.0f} MB on the pageserver's disk, {remote / MB:.0f} MB in object storage"
+    )
+    assert life.points_checked > 0
+    assert life.local_bytes_max < LOCAL_MB_MAX * MB
