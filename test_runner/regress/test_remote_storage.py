@@ -60,7 +60,7 @@ def position(node, name: str) -> int:
 
 
 def check_objects(env: NeonEnv):
-    """In the end there are just the objects that the indexes name."""
+    """In the end there are just the objects that the indexes name, and they are sound."""
     tenant = f"tenants/{env.tenant}/timelines"
 
     def are_named() -> bool:
@@ -73,6 +73,9 @@ def check_objects(env: NeonEnv):
         return set(objects) == wanted
 
     wait_until(are_named, "objects are those that indexes name", 60)
+    for timeline in env.timelines.values():
+        directory = env.repo / "tenants" / env.tenant / "timelines" / timeline
+        env.pagectl("scrub", str(directory), "--remote-storage", env.remote_storage.table("pageserver"))
 
 
 # The directory vanishes while the server is at work.
