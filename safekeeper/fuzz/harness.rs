@@ -21,6 +21,8 @@ use utils::lsn::Lsn;
 const SEGMENT_SIZE: usize = 1 << 20;
 const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 * 3 + 1024);
 const RECORDS: usize = 200;
+/// Longest WAL in a request, in bytes.
+const APPEND_LEN_MAX: u64 = u8::MAX as u64 * 9;
 const NODE: NodeId = NodeId(1);
 /// Short enough for positions to be saved now and then.
 const SAVE_LAG: u64 = 1000;
@@ -229,7 +231,9 @@ impl Machine {
             }),
             2 => self.elected(term, input),
             _ => {
-                let begin_lsn = Lsn(input.near(acceptor.write_lsn().max(START).0));
+                // A request names its end, which the decoder wants behind the start: it is below 2^64.
+                let begin_lsn = input.near(acceptor.write_lsn().max(START).0);
+                let begin_lsn = Lsn(begin_lsn.min(u64::MAX - APPEND_LEN_MAX));
                 let wal = WAL.at(begin_lsn, usize::from(input.byte()) * 9);
                 ProposerMessage::Append(AppendRequest {
                     term,

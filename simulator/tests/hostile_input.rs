@@ -27,3 +27,10 @@ fn an_acceptor_survives_any_bytes() {
         }
     }
 }
+
+/// What fuzzing has tripped over.
+#[test]
+fn found_inputs_are_survived() {
+    // A request whose WAL would have ended beyond the last position there is.
+    harness::run(&[0xff; 21]);
+}
