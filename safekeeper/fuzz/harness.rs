@@ -168,7 +168,9 @@ impl Machine {
     fn finish_save(&mut self) {
         if let Some(positions) = self.saving.take() {
             self.control.raise_positions(positions);
-            self.acceptor.positions_saved(positions);
+            let mut out = Vec::new();
+            self.acceptor.positions_saved(positions, &mut out);
+            self.carry_out(out);
         }
     }
 

@@ -386,7 +386,11 @@ impl World {
             self.trace(format_args!("safekeeper {sk}: the disk fails beside"));
             self.safekeepers[sk].acceptor = None;
         } else if let Some(acceptor) = &mut safekeeper.acceptor {
-            acceptor.positions_saved(positions);
+            let mut actions = Vec::new();
+            acceptor.positions_saved(positions, &mut actions);
+            if !actions.is_empty() {
+                return self.start_job(sk, None, actions, None);
+            }
         }
         Ok(())
     }

@@ -188,11 +188,13 @@ impl Acceptor {
         self
     }
 
-    /// A [`Action::SavePositions`] with these positions is done: they are durable.
-    pub fn positions_saved(&mut self, saved: Positions) {
+    /// A [`Action::SavePositions`] with these positions is done: they are durable. If others have got far ahead
+    /// meanwhile, they are saved next; nothing else may come that would have it done.
+    pub fn positions_saved(&mut self, saved: Positions, out: &mut Vec<Action>) {
         self.control.raise_positions(saved);
         self.saving = false;
         self.check_order();
+        self.save_if_far_ahead(out);
     }
 
     /// The state as the control file has it once the actions so far are carried out; positions that are

@@ -124,10 +124,11 @@ fn run(wal: &Wal, acceptor: &mut Acceptor, command: &str, out: &mut Vec<Action>)
             return Ok(());
         }
         "saved" => {
-            acceptor.positions_saved(Positions {
+            let saved = Positions {
                 commit_lsn: wal.lsn(words[1]),
                 ..Positions::default()
-            });
+            };
+            acceptor.positions_saved(saved, out);
             return Ok(());
         }
         "peer" => {
@@ -382,6 +383,8 @@ fn positions_are_saved_beside_and_count_once_they_are() {
         &format!("{saving}; saved r20; {more}"),
         "save commit=r40, ack term=1 flush=r80 commit=r20",
     );
+    // What has got ahead during a save comes next, even if nothing else ever happens.
+    check_last(&format!("{saving}; {more}; saved r20"), "save commit=r40");
     // What a vote has written in the meantime is further.
     check_last(
         &format!("{saving}; {more}; vote 2; saved r20; elect 2 r80 [1@r0 2@r80]; append 2 r80-r80; flush"),
@@ -518,13 +521,7 @@ proptest! {
         };
         let mut carried_out = 0;
         for (kind, term, record, len, partial) in commands {
-            if kind == 6 {
-                if let Some(saved) = disk.saving.take() {
-                    disk.control.raise_positions(saved);
-                    acceptor.positions_saved(saved);
-                }
-                continue;
-            }
+            let mut out = Vec::new();
             let history = format!("[{}]", (1..=term).map(|term| format!("{term}@r0")).collect::<Vec<_>>().join(" "));
             let begin = wal.name(acceptor.write_lsn());
             let begin = if begin.starts_with('r') { begin } else { "r0".to_owned() };
@@ -537,8 +534,12 @@ proptest! {
                 4 => "flush".to_owned(),
                 _ => format!("peer {term} r{record}"),
             };
-            let mut out = Vec::new();
-            let _refused = run(&wal, &mut acceptor, &command, &mut out);
+            if kind < 6 {
+                let _refused = run(&wal, &mut acceptor, &command, &mut out);
+            } else if let Some(saved) = disk.saving.take() {
+                disk.control.raise_positions(saved);
+                acceptor.positions_saved(saved, &mut out);
+            }
             for action in &out {
                 carried_out += 1;
                 if crash_at.contains(&carried_out) {

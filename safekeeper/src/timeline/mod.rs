@@ -297,6 +297,16 @@ impl Timeline {
         let core = self.opened(&mut state)?;
         let mut actions = Vec::new();
         let result = decide(&mut core.acceptor, &mut actions);
+        Ok((result, self.carry_out(&mut state, actions)?))
+    }
+
+    /// Carries out actions of the open core's acceptor, and publishes what has come of them.
+    fn carry_out(
+        self: &Arc<Self>,
+        state: &mut CoreState,
+        actions: Vec<Action>,
+    ) -> Result<Vec<AcceptorMessage>, TimelineError> {
+        let core = self.opened(state)?;
         let waits = |action: &Action| !matches!(action, Action::Reply(_) | Action::SavePositions(_));
         let waits_for_disk = self.conf.sync == Sync::Yes && actions.iter().any(waits);
         let carried_out = if waits_for_disk {
@@ -321,7 +331,7 @@ impl Timeline {
             self.save_in_background(Arc::clone(&core.control), positions);
         }
         self.publish(core);
-        Ok((result, replies))
+        Ok(replies)
     }
 
     fn save_in_background(self: &Arc<Self>, control: Arc<ControlWriter>, positions: Positions) {
@@ -345,7 +355,7 @@ impl Timeline {
     /// Tells the acceptor that `positions` are durable, if it is still the one that had them saved. A failure
     /// is one of the disk as any other.
     async fn saved(
-        &self,
+        self: &Arc<Self>,
         control: &Arc<ControlWriter>,
         positions: Positions,
         saved: Result<(), ControlFileError>,
@@ -359,8 +369,11 @@ impl Timeline {
         }
         match saved {
             Ok(()) => {
-                core.acceptor.positions_saved(positions);
-                self.publish(core);
+                let mut actions = Vec::new();
+                core.acceptor.positions_saved(positions, &mut actions);
+                if let Err(error) = self.carry_out(&mut state, actions) {
+                    error!("{:#}", anyhow::Error::new(error));
+                }
             }
             Err(error) => {
                 error!("timeline {}: {:#}", self.id, anyhow::Error::new(error));
