@@ -82,18 +82,10 @@ impl TimelineView {
 /// What a server would go on from.
 pub fn newest(here: Option<TimelineMetadata>, index: Option<&IndexPart>) -> Option<TimelineMetadata> {
     let there = index.map(|index| index.metadata);
-    let (Some(here), Some(there)) = (here, there) else {
-        return here.or(there);
-    };
-    let base = if there.disk_consistent_lsn > here.disk_consistent_lsn {
-        there
-    } else {
-        here
-    };
-    Some(TimelineMetadata {
-        latest_gc_cutoff_lsn: here.latest_gc_cutoff_lsn.max(there.latest_gc_cutoff_lsn),
-        ..base
-    })
+    match (here, there) {
+        (Some(here), Some(there)) => Some(here.newer(there)),
+        (here, there) => here.or(there),
+    }
 }
 
 fn local_layers(source: &Source) -> Result<Vec<(LayerFileName, u64)>> {

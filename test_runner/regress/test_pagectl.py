@@ -45,7 +45,7 @@ class Site:
             http.checkpoint(env.tenant, self.main)
         main.stop()
         (safekeeper,) = env.safekeepers
-        committed = lsn.parse(safekeeper.http().timeline(env.tenant, self.main)["commit_lsn"])
+        committed = safekeeper.position("commit_lsn")
 
         def has_all() -> bool:
             return lsn.parse(http.timeline(env.tenant, self.main)["last_record_lsn"]) >= committed

@@ -7,7 +7,7 @@ import pytest
 from fixtures import lsn
 from fixtures.bank import Bank
 from fixtures.http_clients import ApiError
-from fixtures.neon_env import NeonEnv, NeonEnvBuilder
+from fixtures.neon_env import Endpoint, NeonEnv, NeonEnvBuilder
 from fixtures.processes import wait_until
 from fixtures.s3_proxy import KINDS, Fault, S3Proxy
 
@@ -54,9 +54,13 @@ def lose_safekeeper(env: NeonEnv, node):
     node.start()
 
 
-def position(node, name: str) -> int:
-    """One of the positions that a safekeeper reports of the main timeline."""
-    return lsn.parse(node.http().timeline(node.env.tenant, node.env.timelines["main"])[name])
+def check_survives_restart(main: Endpoint, bank: Bank, expected: list[tuple]):
+    """All that was acknowledged is there, before and after the compute begins anew."""
+    bank.check()
+    assert main.sql(CHECKSUM) == expected
+    main.restart()
+    bank.check()
+    assert main.sql(CHECKSUM) == expected
 
 
 def check_objects(env: NeonEnv):
@@ -102,11 +106,7 @@ def test_the_disk_is_lost_under_a_running_tenant(neon_env_builder: NeonEnvBuilde
         expected = main.sql(CHECKSUM)
         lose_disk(env)
         bank.wait_for(50, timeout=120)
-    bank.check()
-    assert main.sql(CHECKSUM) == expected
-    main.restart()
-    bank.check()
-    assert main.sql(CHECKSUM) == expected
+    check_survives_restart(main, bank, expected)
     for name, checksum in points.items():
         branch = next(endpoint for endpoint in env.endpoints if endpoint.name == name)
         branch.restart()
@@ -129,20 +129,16 @@ def test_a_safekeepers_disk_is_lost_with_the_pageservers(neon_env_builder: NeonE
             step += 1
         env.branch("other")
         survivor, lost = env.safekeepers[1], env.safekeepers[0]
-        wait_until(lambda: position(survivor, "backup_lsn") >= offloaded * segment, "WAL is offloaded", 60)
+        wait_until(lambda: survivor.position("backup_lsn") >= offloaded * segment, "WAL is offloaded", 60)
         bank.wait_for(20)
         expected = main.sql(CHECKSUM)
         lose_safekeeper(env, lost)
         lose_disk(env)
         bank.wait_for(50, timeout=120)
-    bank.check()
-    assert main.sql(CHECKSUM) == expected
-    main.restart()
-    bank.check()
-    assert main.sql(CHECKSUM) == expected
+    check_survives_restart(main, bank, expected)
     assert env.endpoint("other").start().sql(CHECKSUM) == expected
-    committed = position(survivor, "commit_lsn")
-    wait_until(lambda: position(lost, "commit_lsn") >= committed, "the lost safekeeper has caught up", 60)
+    committed = survivor.position("commit_lsn")
+    wait_until(lambda: lost.position("commit_lsn") >= committed, "the lost safekeeper has caught up", 60)
 
 
 def test_troubles_of_the_s3_server_lose_nothing(neon_env_builder: NeonEnvBuilder, s3_server):

@@ -1,5 +1,6 @@
 """A long life in small: random work, branches and accidents for some minutes. States recorded at LSNs on the way are the judge."""
 
+import collections
 import dataclasses
 import os
 import random
@@ -54,7 +55,7 @@ class Life:
         self.parents: dict[str, str] = {}
         self.points: list[Point] = []
         self.numbers = iter(range(10**6))
-        self.counts: dict[str, int] = {}
+        self.counts: collections.Counter = collections.Counter()
         self.local_bytes_max = 0
         self.points_checked = 0
 
@@ -73,7 +74,7 @@ class Life:
         accidents += [self.restart_compute, self.kill_pageserver, self.kill_safekeeper, self.detach_and_attach]
         action = self.rng.choice(work * 3 + accidents)
         action()
-        self.counts[action.__name__] = self.counts.get(action.__name__, 0) + 1
+        self.counts[action.__name__] += 1
         self.local_bytes_max = max(self.local_bytes_max, self.local_bytes())
 
     def local_bytes(self) -> int:
@@ -110,11 +111,8 @@ class Life:
 
     def record(self):
         branch = self.any_branch()
-        compute = self.computes[branch]
-        state, lsn = compute.sql(STATE), compute.lsn()
-        # What was logged up to there reaches the safekeepers with the next commit at the latest.
-        compute.sql("SELECT pg_logical_emit_message(true, '', '')")
-        self.points.append(Point(branch, lsn, state))
+        state = self.computes[branch].sql(STATE)
+        self.points.append(Point(branch, self.flushed_lsn(branch), state))
 
     def is_collected(self, point: Point) -> bool:
         timeline = self.http.timeline(self.env.tenant, self.env.timelines[point.branch])
@@ -159,6 +157,7 @@ class Life:
 
     def flushed_lsn(self, branch: str) -> str:
         lsn = self.computes[branch].lsn()
+        # What was logged up to there reaches the safekeepers with the next commit at the latest.
         self.computes[branch].sql("SELECT pg_logical_emit_message(true, '', '')")
         return lsn
 
@@ -233,7 +232,7 @@ def test_soak(neon_env_builder: NeonEnvBuilder):
         assert compute.restart().sql(STATE) == states[branch], branch
     remote = sum(env.remote_storage.objects("pageserver").values())
     print(
-        f"{life.counts}, {life.points_checked} points checked, {(parse(main.lsn()) - started_at) / MB:.0f} MB of WAL on main,"
+        f"{dict(life.counts)}, {life.points_checked} points checked, {(parse(main.lsn()) - started_at) / MB:.0f} MB of WAL on main,"
         f" at most {life.local_bytes_max / MB:.0f} MB on the pageserver's disk, {remote / MB:.0f} MB in object storage"
     )
     assert life.points_checked > 0

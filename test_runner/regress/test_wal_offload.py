@@ -18,17 +18,13 @@ def fill_segments(endpoint, count):
         endpoint.sql("INSERT INTO filler SELECT repeat(md5(g::text), 200) FROM generate_series(1, 1000) g")
 
 
-def status(node):
-    return node.http().timeline(node.env.tenant, node.env.timelines["main"])
-
-
 def backup_segment(node):
     """Segments of the timeline before this one are known to be offloaded."""
-    return lsn.parse(status(node)["backup_lsn"]) // SEGMENT
+    return node.position("backup_lsn") // SEGMENT
 
 
 def commit_segment(node):
-    return lsn.parse(status(node)["commit_lsn"]) // SEGMENT
+    return node.position("commit_lsn") // SEGMENT
 
 
 def wait_for_offload(node, segment):
@@ -85,7 +81,7 @@ def test_full_segments_are_offloaded_once_committed(neon_env_builder, request, s
     env = neon_env_builder.start()
     endpoint = env.endpoint("main").start()
     fill_segments(endpoint, 3)
-    first = lsn.parse(status(env.safekeepers[0])["timeline_start_lsn"]) // SEGMENT
+    first = env.safekeepers[0].position("timeline_start_lsn") // SEGMENT
     end = commit_segment(env.safekeepers[0])
     for node in env.safekeepers:
         wait_for_offload(node, end)
@@ -133,10 +129,10 @@ def test_a_wiped_safekeeper_serves_old_wal_from_object_storage(neon_env_builder)
     endpoint = env.endpoint("main").start()
     one, two, wiped = env.safekeepers
     fill_segments(endpoint, 4)
-    start = lsn.parse(status(one)["timeline_start_lsn"])
+    start = one.position("timeline_start_lsn")
     wait_for_offload(one, commit_segment(one))
     endpoint.stop()
-    end = min(lsn.parse(status(one)["commit_lsn"]), lsn.parse(status(two)["commit_lsn"]))
+    end = min(one.position("commit_lsn"), two.position("commit_lsn"))
     expected = read_wal(one, start, end)
 
     # Offloaded WAL goes from the disk, but for the segment that a safekeeper begins with when it starts.

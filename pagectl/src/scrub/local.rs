@@ -1,15 +1,12 @@
 //! A timeline's directory.
 
 use anyhow::Result;
-use pageserver::remote::download::TEMP_DOWNLOAD_SUFFIX;
+use pageserver::timeline::TimelineFile;
 use pageserver::timeline::metadata::{self, TimelineMetadata};
 use pageserver_api::layer_name::LayerFileName;
-use utils::blocking;
-use utils::crashsafe::TEMP_SUFFIX;
 
 use super::remote::Remote;
-use super::{Copies, Report, Severity};
-use crate::dump::open_layer;
+use super::{Copies, Report, Severity, read_layer, wrong_length};
 use crate::source::Source;
 use crate::view::list_files;
 
@@ -29,25 +26,22 @@ pub async fn check(source: &Source, remote: &Remote, report: &mut Report) -> Res
     };
     for (text, len) in list_files(source)? {
         let path = source.dir.join(&text);
-        if let Ok(name) = text.parse::<LayerFileName>() {
-            let checked = check_layer(source, remote, &name, len).await;
-            report.sound_files += usize::from(checked.is_ok());
-            if let Some(problem) = misplaced(&name, local.metadata.as_ref(), remote) {
-                report.notice(path.display(), problem);
+        match TimelineFile::of(&text) {
+            TimelineFile::Metadata => {}
+            TimelineFile::Layer(name) => {
+                let checked = check_layer(source, remote, &name, len).await;
+                report.sound_files += usize::from(checked.is_ok());
+                if let Some(problem) = misplaced(&name, local.metadata.as_ref(), remote) {
+                    report.notice(path.display(), problem);
+                }
+                local.layers.insert(name, checked);
             }
-            local.layers.insert(name, checked);
-        } else if text.ends_with(TEMP_SUFFIX)
-            || text.ends_with(TEMP_DOWNLOAD_SUFFIX)
-            || text.starts_with("ephemeral-")
-        {
-            report.notice(
+            TimelineFile::Unfinished => report.notice(
                 path.display(),
                 "unfinished; the next start of the server removes it",
-            );
-        } else if text.ends_with(".old") {
-            report.notice(path.display(), "set aside by the server");
-        } else if text != metadata::FILE_NAME {
-            report.notice(path.display(), "unrecognized name");
+            ),
+            TimelineFile::SetAside => report.notice(path.display(), "set aside by the server"),
+            TimelineFile::Unknown => report.notice(path.display(), "unrecognized name"),
         }
     }
     Ok(local)
@@ -56,6 +50,11 @@ pub async fn check(source: &Source, remote: &Remote, report: &mut Report) -> Res
 fn check_metadata(source: &Source, remote: &Remote, report: &mut Report) -> Option<TimelineMetadata> {
     let what = format!("file {}", source.dir.join(metadata::FILE_NAME).display());
     let has_index = remote.index.is_some();
+    let severity = if has_index {
+        Severity::Repairable
+    } else {
+        Severity::Damage
+    };
     match source.read_metadata() {
         Ok(Some(metadata)) => {
             report.sound_files += 1;
@@ -63,25 +62,13 @@ fn check_metadata(source: &Source, remote: &Remote, report: &mut Report) -> Opti
         }
         // All of it is in object storage.
         Ok(None) if has_index && !source.dir.exists() => None,
-        Ok(None) if has_index => {
-            report.add(
-                Severity::Repairable,
-                what,
-                "missing; the index in object storage has what it said",
-            );
-            None
-        }
-        Ok(None) => {
-            report.add(Severity::Damage, what, "missing");
-            None
-        }
-        Err(error) => {
-            let severity = if has_index {
-                Severity::Repairable
-            } else {
-                Severity::Damage
+        missing => {
+            let problem = match missing {
+                Err(error) => format!("{:#}", error.root_cause()),
+                Ok(_) if has_index => "missing; the index in object storage has what it said".to_owned(),
+                Ok(_) => "missing".to_owned(),
             };
-            report.add(severity, what, format!("{:#}", error.root_cause()));
+            report.add(severity, what, problem);
             None
         }
     }
@@ -92,13 +79,9 @@ async fn check_layer(source: &Source, remote: &Remote, name: &LayerFileName, len
     if let Some(Some(want)) = index.and_then(|index| index.layers.get(name).copied())
         && want != len
     {
-        return Err(format!(
-            "has {len} bytes instead of the {want} that the index names"
-        ));
+        return Err(wrong_length(len, want));
     }
-    let layer = open_layer(&source.dir.join(name.to_string()), source.id, name.clone(), len);
-    let scrubbed = blocking::run(move || layer.scrub()).await;
-    scrubbed.map_err(|error| pageserver::remote::retry::error_chain(&error))
+    read_layer(source, &source.dir.join(name.to_string()), name, len).await
 }
 
 /// Why a layer file is not where a timeline at rest has it, if so.

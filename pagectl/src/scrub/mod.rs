@@ -10,14 +10,17 @@ mod remote;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
+use pageserver::remote::retry::error_chain;
 use pageserver::timeline::metadata::TimelineMetadata;
 use pageserver_api::key::Key;
 use pageserver_api::layer_name::LayerFileName;
 use utils::id::TimelineId;
 use utils::lsn::Lsn;
 
+use crate::dump::open_layer;
 use crate::source::Source;
 use crate::view::{describe_key, newest};
 
@@ -140,6 +143,17 @@ pub async fn scrub(source: &Source) -> Result<Report> {
     Ok(report)
 }
 
+/// Reads a whole copy of a layer; what is wrong with it.
+async fn read_layer(source: &Source, path: &Path, name: &LayerFileName, len: u64) -> Result<(), String> {
+    let layer = open_layer(path, source.id, name.clone(), len);
+    let scrubbed = utils::blocking::run(move || layer.scrub()).await;
+    scrubbed.map_err(|error| error_chain(&error))
+}
+
+fn wrong_length(found: u64, want: u64) -> String {
+    format!("has {found} bytes instead of the {want} that the index names")
+}
+
 /// Says of each bad copy whether there is a good one, and what is lost if not.
 fn judge_layers(
     source: &Source,
@@ -179,11 +193,8 @@ fn judge_layers(
 fn affected(name: &LayerFileName, branches: &[(TimelineId, Lsn)]) -> String {
     let (keys, lsns) = (name.key_range(), name.lsn_range());
     let mut text = format!(
-        "keys {} .. {} ({} .. {}) from LSN {} up to the next image",
-        keys.start,
-        keys.end,
-        describe_key(keys.start),
-        describe_key(keys.end),
+        "{} from LSN {} up to the next image",
+        describe_keys(keys),
         lsns.start
     );
     let readers: Vec<String> = branches

@@ -9,10 +9,8 @@ use pageserver::remote::{download, paths, retry};
 use pageserver_api::layer_name::LayerFileName;
 use remote_storage::GenericRemoteStorage;
 use tokio_util::sync::CancellationToken;
-use utils::blocking;
 
-use super::{Copies, Report, Severity};
-use crate::dump::open_layer;
+use super::{Copies, Report, Severity, read_layer, wrong_length};
 use crate::source::Source;
 
 /// Layers that are downloaded at the same time.
@@ -47,8 +45,7 @@ pub async fn check(source: &Source, report: &mut Report) -> Result<Remote> {
         match (objects.remove(&name.to_string()), len) {
             (None, _) => drop(layers.insert(name.clone(), Err("there is no such object".to_owned()))),
             (Some(found), Some(len)) if found != *len => {
-                let problem = format!("has {found} bytes instead of the {len} that the index names");
-                layers.insert(name.clone(), Err(problem));
+                layers.insert(name.clone(), Err(wrong_length(found, *len)));
             }
             (Some(found), _) => wanted.push((name.clone(), found)),
         }
@@ -118,11 +115,10 @@ async fn check_layers(
         if let Err(error) = downloaded {
             return (name, Err(retry::error_chain(&error)));
         }
-        let layer = open_layer(&target, source.id, name.clone(), len);
-        let scrubbed = blocking::run(move || layer.scrub()).await;
+        let checked = read_layer(source, &target, &name, len).await;
         // The rest goes with the directory.
         drop(tokio::fs::remove_file(&target).await);
-        (name, scrubbed.map_err(|error| retry::error_chain(&error)))
+        (name, checked)
     });
     Ok(checks.buffer_unordered(DOWNLOADS_MAX).collect().await)
 }

@@ -174,7 +174,7 @@ impl Tenant {
                 };
                 here.inspect_err(damaged).ok()
             });
-            let metadata = newer(here, index.metadata);
+            let metadata = here.map_or(index.metadata, |here| here.newer(index.metadata));
             if here != Some(metadata) {
                 let dir = paths::timeline_dir(&self.dir, id);
                 crashsafe::create_dir_all(&dir)?;
@@ -278,21 +278,6 @@ async fn download_indexes(
     // Without an index there may be layers, of a timeline whose creation never ended.
     let with_index = indexes.into_iter().filter_map(|(id, index)| Some((id, index?)));
     Ok(with_index.collect())
-}
-
-/// The metadata to go on from.
-fn newer(here: Option<TimelineMetadata>, there: TimelineMetadata) -> TimelineMetadata {
-    let Some(here) = here else { return there };
-    let base = if there.disk_consistent_lsn > here.disk_consistent_lsn {
-        there
-    } else {
-        here
-    };
-    TimelineMetadata {
-        // Layers below either cutoff may be gone.
-        latest_gc_cutoff_lsn: here.latest_gc_cutoff_lsn.max(there.latest_gc_cutoff_lsn),
-        ..base
-    }
 }
 
 /// A timeline whose ancestor, if it has one, is there already.

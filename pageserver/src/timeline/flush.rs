@@ -162,7 +162,7 @@ impl Timeline {
             pg_version: self.pg_version,
         };
         let dir = self.dir.clone();
-        utils::blocking::run(move || metadata.write(&dir)).await?;
+        self.run_blocking(move || metadata.write(&dir)).await?;
         Ok(metadata)
     }
 

@@ -18,6 +18,39 @@ use crate::remote::index::IndexPart;
 /// Suffix of files that were set aside.
 const OLD_SUFFIX: &str = ".old";
 
+/// What a file in a timeline's directory is, by its name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TimelineFile {
+    /// The metadata.
+    Metadata,
+    /// A layer.
+    Layer(LayerFileName),
+    /// Left behind by a crash; the next start removes it.
+    Unfinished,
+    /// Set aside at a start, for people.
+    SetAside,
+    /// Not ours.
+    Unknown,
+}
+
+impl TimelineFile {
+    /// What the file called `name` is.
+    pub fn of(name: &str) -> Self {
+        let unfinished = [TEMP_SUFFIX, TEMP_DOWNLOAD_SUFFIX];
+        if unfinished.iter().any(|suffix| name.ends_with(suffix)) || name.starts_with("ephemeral-") {
+            TimelineFile::Unfinished
+        } else if let Ok(layer) = name.parse() {
+            TimelineFile::Layer(layer)
+        } else if name == metadata::FILE_NAME {
+            TimelineFile::Metadata
+        } else if name.ends_with(OLD_SUFFIX) {
+            TimelineFile::SetAside
+        } else {
+            TimelineFile::Unknown
+        }
+    }
+}
+
 impl Timeline {
     /// Reads the names of all layer files; removes what was not finished, sets aside what metadata does not
     /// cover. What only `index`, of object storage, names is there, too; what it lacks is uploaded. Blocking.
@@ -28,16 +61,16 @@ impl Timeline {
             let entry = entry.map_err(LayerError::io("list", &self.dir))?;
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
-            if name.ends_with(TEMP_SUFFIX)
-                || name.ends_with(TEMP_DOWNLOAD_SUFFIX)
-                || name.starts_with("ephemeral-")
-            {
-                std::fs::remove_file(&path).map_err(LayerError::io("remove", &path))?;
-            } else if let Ok(name) = name.parse::<LayerFileName>() {
-                let metadata = entry.metadata().map_err(LayerError::io("inspect", &path))?;
-                found.extend(self.keep_or_set_aside(&path, name, metadata.len())?);
-            } else if name != metadata::FILE_NAME && !name.ends_with(OLD_SUFFIX) {
-                tracing::warn!(path = %path.display(), "unrecognized name");
+            match TimelineFile::of(&name) {
+                TimelineFile::Unfinished => {
+                    std::fs::remove_file(&path).map_err(LayerError::io("remove", &path))?;
+                }
+                TimelineFile::Layer(name) => {
+                    let metadata = entry.metadata().map_err(LayerError::io("inspect", &path))?;
+                    found.extend(self.keep_or_set_aside(&path, name, metadata.len())?);
+                }
+                TimelineFile::Metadata | TimelineFile::SetAside => {}
+                TimelineFile::Unknown => tracing::warn!(path = %path.display(), "unrecognized name"),
             }
         }
         let found = self.compare_lengths(found, index)?;

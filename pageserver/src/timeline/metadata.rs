@@ -62,6 +62,20 @@ pub enum DecodeMetadataError {
 }
 
 impl TimelineMetadata {
+    /// What to go on from, of what is known here and in object storage.
+    pub fn newer(self, there: TimelineMetadata) -> TimelineMetadata {
+        let base = if there.disk_consistent_lsn > self.disk_consistent_lsn {
+            there
+        } else {
+            self
+        };
+        TimelineMetadata {
+            // Layers below either cutoff may be gone.
+            latest_gc_cutoff_lsn: self.latest_gc_cutoff_lsn.max(there.latest_gc_cutoff_lsn),
+            ..base
+        }
+    }
+
     /// The 512 bytes of the file.
     pub fn encode(&self) -> [u8; FILE_LEN] {
         assert!(self.disk_consistent_lsn.is_aligned(), "{self:?}");

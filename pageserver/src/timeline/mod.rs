@@ -56,6 +56,7 @@ use utils::seqwait::{LsnWait, LsnWaitError};
 pub use self::compaction::CompactionError;
 pub use self::flush::FlushError;
 use self::layer_set::LayerSet;
+pub use self::load::TimelineFile;
 use self::metadata::TimelineMetadata;
 pub use self::reconstruct::reconstruct;
 pub use self::store::{ReadError, ReadStore, WriteBatch};

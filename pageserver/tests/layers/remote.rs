@@ -64,6 +64,19 @@ impl Site {
         }
     }
 
+    /// A new site with layers of all kinds, all of them in object storage.
+    async fn filled(seed: u64) -> Site {
+        let mut site = Site::new(seed).await;
+        site.fill().await;
+        site.env.wait_idle().await;
+        site
+    }
+
+    /// Starts the server again on what is here.
+    async fn load(&mut self) {
+        self.env.manager = load_with(&self.local(), self.env.remote.clone()).await;
+    }
+
     /// The timeline that is not the main one.
     fn branch(&self) -> TimelineId {
         let mut ids = self.env.pasts.keys();
@@ -143,7 +156,7 @@ async fn a_lost_directory_comes_back_with_every_branch() {
     site.env.check(10).await;
     // And again from where the first attach left off, with a restart between.
     site.env.manager.shutdown().await;
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     site.env.feed_all().await;
     site.env.check(5).await;
     for timeline in site.env.timelines() {
@@ -174,7 +187,7 @@ async fn another_server_attaches_what_the_first_detached() {
     site.env.manager.detach_tenant(id).await.unwrap();
 
     // Back to the first.
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     site.env.attach().await;
     site.env.check(10).await;
 }
@@ -188,7 +201,7 @@ async fn an_ignored_tenant_is_left_alone_until_it_is_loaded() {
     assert!(site.env.manager.get(id).is_err());
     let directory_exists = site.env.manager.attach_tenant(id).await;
     assert!(matches!(directory_exists, Err(AttachError::DirectoryExists(_))));
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     assert!(site.env.manager.list().is_empty(), "also after a restart");
     site.env.manager.load_tenant(id).await.unwrap();
     site.env.wait_active().await;
@@ -202,9 +215,7 @@ async fn an_ignored_tenant_is_left_alone_until_it_is_loaded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_layer_is_downloaded_once_however_many_readers_there_are() {
-    let mut site = Site::new(15).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(15).await;
     let timeline = site.env.timeline(site.env.main);
     let evicted = timeline.evict_unused_for(Duration::ZERO).await.unwrap();
     assert!(evicted >= 3, "{evicted}");
@@ -277,9 +288,7 @@ async fn what_is_not_durable_is_not_evicted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_download_is_an_error_and_the_next_read_tries_again() {
-    let mut site = Site::new(17).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(17).await;
     let timeline = site.env.timeline(site.env.main);
     timeline.evict_unused_for(Duration::ZERO).await.unwrap();
     let (objects, aside) = (site.objects(site.env.main), site.dir.path().join("aside"));
@@ -298,9 +307,7 @@ async fn a_failing_download_is_an_error_and_the_next_read_tries_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_vanished_is_fetched_again() {
-    let mut site = Site::new(18).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(18).await;
     for timeline in site.env.timelines() {
         for (name, _) in timeline.layer_names() {
             std::fs::remove_file(timeline.dir().join(name.to_string())).unwrap();
@@ -311,9 +318,7 @@ async fn a_file_that_vanished_is_fetched_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tiny_disk_is_enough() {
-    let mut site = Site::new(19).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(19).await;
     let resident = |env: &Env| -> u64 {
         let timelines = env.timelines();
         timelines.iter().map(|timeline| timeline.resident_size()).sum()
@@ -364,9 +369,7 @@ async fn a_deleted_timeline_leaves_nothing_anywhere() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attaching_waits_for_object_storage_and_names_what_is_damaged() {
-    let mut site = Site::new(21).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(21).await;
     let id = site.env.tenant_id;
     site.lose_local().await;
     fail::cfg("storage-sync-list-remote-timelines", "return").unwrap();
@@ -421,16 +424,14 @@ fn damage(path: &Path) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_timeline_does_not_keep_the_others_from_working() {
-    let mut site = Site::new(23).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(23).await;
     let (main, branch) = (site.env.main, site.branch());
     let dir = site.env.timeline(branch).dir().to_owned();
 
     // The index has what the metadata file said. A byte that no field needs counts, too.
     site.env.manager.shutdown().await;
     damage(&dir.join("metadata"));
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     assert_eq!(site.env.timelines().len(), 2);
     site.env.check(5).await;
 
@@ -438,7 +439,7 @@ async fn a_damaged_timeline_does_not_keep_the_others_from_working() {
     site.env.manager.shutdown().await;
     let index = site.objects(branch).join("index_part.json");
     let sound = damage(&index);
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     assert_eq!(site.env.timelines().len(), 1);
     let ancestor = site.env.timeline(main);
     site.env.write(&ancestor, 50).await;
@@ -473,23 +474,21 @@ async fn a_damaged_timeline_does_not_keep_the_others_from_working() {
     site.env.wait_idle().await;
     site.env.manager.shutdown().await;
     std::fs::write(&index, &sound).unwrap();
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     assert_eq!(site.env.timelines().len(), 2);
     site.env.check(5).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_layers_of_a_branch_are_named_and_its_ancestor_is_as_it_was() {
-    let mut site = Site::new(24).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(24).await;
     let (main, branch) = (site.env.main, site.branch());
     let dir = site.env.timeline(branch).dir().to_owned();
     site.env.manager.shutdown().await;
     for name in names_in(&dir).into_iter().filter(|name| name != "metadata") {
         damage(&dir.join(name));
     }
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     let damaged = site.env.timeline(branch);
     let (files, last) = (damaged.layer_names().len(), damaged.last_record().last);
     assert!(files > 0);
@@ -516,15 +515,13 @@ async fn damaged_layers_of_a_branch_are_named_and_its_ancestor_is_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_gives_up_after_ten_attempts() {
-    let mut site = Site::new(22).await;
-    site.fill().await;
-    site.env.wait_idle().await;
+    let mut site = Site::filled(22).await;
     let timeline = site.env.timeline(site.env.main);
     let (key, lsn) = (all_keys()[0], timeline.last_record().last);
     let want = timeline.get(key, lsn).await.unwrap();
     // Nothing that was read is in memory after a restart.
     site.env.manager.shutdown().await;
-    site.env.manager = load_with(&site.local(), site.env.remote.clone()).await;
+    site.load().await;
     let timeline = site.env.timeline(site.env.main);
     timeline.evict_unused_for(Duration::ZERO).await.unwrap();
     let point = "remote-storage-download-pre-rename";

@@ -184,9 +184,7 @@ impl Task {
         let peers = self.timeline.live_peers(self.heartbeat_timeout);
         let newest = peers.iter().map(|(_, peer)| peer.info.commit_lsn).max();
         let lag = newest.map_or(0, |newest| newest.saturating_sub(positions.commit_lsn));
-        let is_whole = snapshot.local_start_lsn <= snapshot.timeline_start_lsn;
-        let reaches_back = is_whole || snapshot.local_start_lsn <= positions.backup_lsn;
-        reaches_back && lag <= self.max_lag_bytes
+        snapshot.reaches_back_to(positions.backup_lsn) && lag <= self.max_lag_bytes
     }
 
     async fn offload_segment(&self, segno: u64) -> anyhow::Result<()> {

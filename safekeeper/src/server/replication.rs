@@ -62,9 +62,9 @@ fn check_start(timeline: &Timeline, start: Lsn) -> Result<(), StartError> {
             timeline_start,
         });
     }
-    let local_start = snapshot.local_start_lsn;
     let is_archived = timeline.conf().remote_storage.is_some() && start < snapshot.positions.backup_lsn;
-    if local_start > timeline_start && start < local_start && !is_archived {
+    if !snapshot.reaches_back_to(start) && !is_archived {
+        let local_start = snapshot.local_start_lsn;
         return Err(StartError::BeforeLocalStart { start, local_start });
     }
     Ok(())
@@ -231,11 +231,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
             return None;
         }
         let snapshot = self.timeline.snapshot();
-        // What precedes the local start in a file is not WAL.
-        let is_before =
-            snapshot.local_start_lsn > snapshot.timeline_start_lsn && start < snapshot.local_start_lsn;
         let is_offloaded = start < snapshot.positions.backup_lsn;
-        if !is_offloaded || (!is_before && dir.has_segment(segno)) {
+        if !is_offloaded || (snapshot.reaches_back_to(start) && dir.has_segment(segno)) {
             return None;
         }
         info!("reading WAL from {start} on from object storage");

@@ -90,6 +90,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether the WAL from `lsn` on was ever here; what precedes the local start in a file is none.
+    pub fn reaches_back_to(&self, lsn: Lsn) -> bool {
+        self.local_start_lsn <= self.timeline_start_lsn || self.local_start_lsn <= lsn
+    }
+
     fn of_control(control: &ControlState) -> Self {
         let persisted = control.positions();
         Snapshot {
