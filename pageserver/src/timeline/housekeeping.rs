@@ -48,6 +48,8 @@ impl Timeline {
             self.spawn(job.task_kind().scope(async move {
                 let stopping = timeline.cancel.clone();
                 tokio::select! {
+                    // First: a job that was given up for the stop has not failed.
+                    biased;
                     () = stopping.cancelled() => {}
                     () = timeline.repeat(job) => {}
                 }
