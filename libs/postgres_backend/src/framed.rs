@@ -7,7 +7,8 @@
 //! * Reading and flushing are cancel-safe: what was received stays in the in-buffer, what was not
 //!   yet sent stays in the out-buffer, and the next call goes on from there.
 //! * Received payloads share memory with the in-buffer: nothing is copied after the read.
-//! * The in-buffer grows with the bytes that have arrived, not with what a length field claims.
+//! * The in-buffer grows with the bytes that have arrived, not with what a length field claims. A peer that sends
+//!   much is read from in large pieces, and in small ones again when it sends little.
 
 use std::io;
 use std::pin::Pin;
@@ -19,9 +20,9 @@ use pq_proto::startup::StartupPacket;
 use pq_proto::{BackendMessage, FrontendMessage, ProtocolError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
-/// Bytes asked of the stream in one read, at least.
+/// Bytes asked of the stream in one read, while the peer sends little.
 const READ_BYTES: usize = 32 * 1024;
-/// Most that one read asks for: a message longer than this is read in pieces.
+/// The same, when it sends as much as is taken.
 const READ_BYTES_MAX: usize = 1024 * 1024;
 /// An out-buffer beyond this size is flushed before more is added, see [`FramedWriter::flush_if_large`].
 const OUT_BUFFER_BYTES_LARGE: usize = 64 * 1024;
@@ -85,6 +86,8 @@ pub struct Framed<S> {
 pub struct FramedReader<S> {
     stream: ReadHalf<S>,
     buffer: BytesMut,
+    /// Bytes to ask of the stream in one read, as the last reads suggest.
+    read_bytes: usize,
     message_bytes_max: u32,
 }
 
@@ -103,6 +106,7 @@ impl<S: AsyncRead + AsyncWrite> Framed<S> {
             reader: FramedReader {
                 stream: read,
                 buffer: BytesMut::with_capacity(READ_BYTES),
+                read_bytes: READ_BYTES,
                 message_bytes_max: frame::MESSAGE_BYTES_MAX,
             },
             writer: FramedWriter {
@@ -219,10 +223,23 @@ impl<S: AsyncRead> FramedReader<S> {
 
     /// Reads what is there, at least one byte unless the stream has ended.
     async fn fill(&mut self) -> Result<usize, ConnectionError> {
-        let have = self.buffer.len();
-        // Grow in step with what arrived: a large length field alone allocates nothing.
-        self.buffer.reserve(have.clamp(READ_BYTES, READ_BYTES_MAX));
-        Ok(self.stream.read_buf(&mut self.buffer).await?)
+        self.make_room();
+        let got = self.stream.read_buf(&mut self.buffer).await?;
+        if got > self.read_bytes / 2 {
+            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+        } else if got < self.read_bytes / 16 {
+            self.read_bytes = (self.read_bytes / 2).max(READ_BYTES);
+        }
+        Ok(got)
+    }
+
+    /// Makes room for a read. Memory that earlier messages have given back is used again; while they are in use,
+    /// a smaller read into what is left of it is better than another piece of memory.
+    fn make_room(&mut self) {
+        let room = self.buffer.capacity() - self.buffer.len();
+        if room < self.read_bytes && !self.buffer.try_reclaim(self.read_bytes) && room < self.read_bytes / 8 {
+            self.buffer.reserve(self.read_bytes * 2);
+        }
     }
 
     fn at_end(&self) -> Result<(), ConnectionError> {

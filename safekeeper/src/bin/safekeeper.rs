@@ -24,6 +24,11 @@ use utils::id::NodeId;
 use utils::logging::{self, LogFormat, LogOutput};
 use utils::pid_file;
 
+/// Buffers of WAL come and go by the megabyte: the system's allocator gives each back to the kernel, which then clears
+/// every page of the next one.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const PID_FILE_NAME: &str = "safekeeper.pid";
 const ID_FILE_NAME: &str = "safekeeper.id";
 

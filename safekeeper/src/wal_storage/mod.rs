@@ -1,8 +1,8 @@
 //! WAL of one timeline on disk, in segment files named as PostgreSQL names them.
 //!
-//! A segment being written has the suffix `.partial` and its full size from the start, filled with
-//! zeros, so that appending changes no file metadata and `fdatasync` is cheap. It loses the suffix when
-//! its last byte is durable.
+//! A segment being written has the suffix `.partial` and its full size from the start; all of its space is allocated
+//! and reads as zeros. Small writes are preceded, now and then, by writing zeros ahead of them, so that they change no
+//! file metadata and `fdatasync` is cheap. It loses the suffix when its last byte is durable.
 //!
 //! Invariants
 //! * Behind the end of the WAL there is nothing but zeros once a proposer is elected: [`WalStorage::truncate`]
@@ -46,6 +46,11 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<u32> = 1 << 20..=1 << 30;
 /// Zeros are written and read in pieces of this size, in bytes.
 const CHUNK_BYTES: usize = 128 * 1024;
 static ZEROS: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
+/// Writes shorter than this are small, in bytes. What the file system does when space is written to for the first
+/// time counts little beside a longer write, and zeros would double it.
+const SMALL_WRITE_BYTES: usize = 64 * 1024;
+/// Zeros are written this far ahead of a small write, up to a multiple of it.
+const ZEROS_AHEAD_BYTES: usize = 2 * CHUNK_BYTES;
 
 /// Whether PostgreSQL could have segments of `bytes` bytes.
 pub fn is_valid_segment_size(bytes: u32) -> bool {
@@ -186,6 +191,30 @@ struct OpenSegment {
     file: File,
     /// Whether there are writes that no fdatasync has covered.
     dirty: bool,
+    /// Offset of the first byte that may never have been written to.
+    fresh_from: usize,
+}
+
+impl OpenSegment {
+    /// Writes at `offset`; zeros behind it if that makes the next writes cheaper.
+    fn write(&mut self, bytes: &[u8], offset: usize, segment_size: usize) -> io::Result<()> {
+        self.dirty = true;
+        self.file.write_all_at(bytes, offset as u64)?;
+        let end = offset + bytes.len();
+        if end <= self.fresh_from {
+            return Ok(());
+        }
+        self.fresh_from = end;
+        if bytes.len() < SMALL_WRITE_BYTES {
+            let ahead = (end + 1).next_multiple_of(ZEROS_AHEAD_BYTES).min(segment_size);
+            while self.fresh_from < ahead {
+                let chunk = CHUNK_BYTES.min(ahead - self.fresh_from);
+                self.file.write_all_at(&ZEROS[..chunk], self.fresh_from as u64)?;
+                self.fresh_from += chunk;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The writing end of a timeline's WAL.
@@ -242,10 +271,9 @@ impl WalStorage {
         while !bytes.is_empty() {
             let offset = self.write_lsn.segment_offset(self.dir.segment_size);
             let (chunk, rest) = bytes.split_at(bytes.len().min(self.dir.segment_size - offset));
+            let segment_size = self.dir.segment_size;
             let open = self.open_for_write()?;
-            open.dirty = true;
-            open.file
-                .write_all_at(chunk, offset as u64)
+            open.write(chunk, offset, segment_size)
                 .map_err(WalError::at("write", &open.path))?;
             self.write_lsn += chunk.len() as u64;
             self.zeros_from = self.zeros_from.map(|from| from.max(self.write_lsn));
@@ -287,6 +315,7 @@ impl WalStorage {
                 path,
                 file,
                 dirty: false,
+                fresh_from: 0,
             });
         }
         Ok(self.open.as_mut().expect("it was opened above"))

@@ -1,7 +1,7 @@
 //! The next segment's file, made ready while the present one is being filled.
 //!
-//! Writing a segment of zeros takes longer than many commits; done in time, it is off the path of all
-//! of them. A spare is only an optimisation: whoever needs a segment and finds none makes one.
+//! Allocating a segment takes longer than many commits; done in time, it is off the path of all of them. A spare is
+//! only an optimisation: whoever needs a segment and finds none makes one.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use utils::crashsafe::TEMP_SUFFIX;
 
 use super::{CHUNK_BYTES, WalError, ZEROS};
@@ -89,7 +91,7 @@ impl SpareJob {
     }
 }
 
-/// A file of `len` zeros, durable but for its name. Removed again if it cannot be made whole.
+/// A file of `len` zeros whose space is allocated, durable but for its name. Removed again if it cannot be made whole.
 pub(super) fn create_zeroed(path: &Path, len: usize, sync: Sync) -> Result<File, WalError> {
     let made = try_create_zeroed(path, len, sync);
     if made.is_err() {
@@ -107,14 +109,49 @@ fn try_create_zeroed(path: &Path, len: usize, sync: Sync) -> std::io::Result<Fil
         .create(true)
         .truncate(true)
         .open(path)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, len as u64) {
+        Ok(()) => {}
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(&mut file, len)?,
+        Err(error) => return Err(error.into()),
+    }
+    if sync == Sync::Yes {
+        file.sync_all()?;
+    }
+    Ok(file)
+}
+
+/// Allocates space where the file system has no other way.
+fn write_zeros(file: &mut File, len: usize) -> std::io::Result<()> {
     let mut left = len;
     while left > 0 {
         let chunk = left.min(CHUNK_BYTES);
         file.write_all(&ZEROS[..chunk])?;
         left -= chunk;
     }
-    if sync == Sync::Yes {
-        file.sync_all()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn space_is_allocated_and_zero_either_way() {
+        const LEN: usize = 3 * CHUNK_BYTES + 5;
+        let dir = tempfile::tempdir().unwrap();
+        let allocated = create_zeroed(&dir.path().join("allocated"), LEN, Sync::No).unwrap();
+        let mut written = File::create_new(dir.path().join("written")).unwrap();
+        write_zeros(&mut written, LEN).unwrap();
+        written.sync_all().unwrap();
+        for (name, file) in [("allocated", allocated), ("written", written)] {
+            let on_disk = file.metadata().unwrap().blocks() * 512;
+            assert!(on_disk >= LEN as u64, "{name}: {on_disk} bytes");
+            assert!(
+                std::fs::read(dir.path().join(name)).unwrap() == vec![0; LEN],
+                "{name}"
+            );
+        }
     }
-    Ok(file)
 }

@@ -120,3 +120,31 @@ async fn a_claimed_length_allocates_nothing() {
     }
     assert!(framed.reader.buffer.capacity() <= 4 * READ_BYTES);
 }
+
+#[tokio::test]
+async fn much_is_read_in_large_pieces_and_little_takes_little_memory() {
+    let (mut peer, ours) = duplex(READ_BYTES_MAX);
+    let mut framed = Framed::new(ours);
+    let message = |len: usize| FrontendMessage::CopyData(vec![3; len].into());
+    let much = encoded(&[message(READ_BYTES_MAX - 5)]);
+    for _ in 0..20 {
+        peer.write_all(&much).await.unwrap();
+        assert_eq!(
+            framed.read_message().await.unwrap(),
+            Some(message(READ_BYTES_MAX - 5))
+        );
+    }
+    assert_eq!(framed.reader.read_bytes, READ_BYTES_MAX);
+    let capacity = framed.reader.buffer.capacity();
+    assert!(capacity <= 4 * READ_BYTES_MAX, "{capacity} bytes");
+
+    // What is kept of a few messages does not keep the memory from being used up and replaced by a small piece.
+    let mut kept = Vec::new();
+    for _ in 0..8 * READ_BYTES_MAX / 1000 {
+        peer.write_all(&encoded(&[message(1000)])).await.unwrap();
+        kept.push(framed.read_message::<FrontendMessage>().await.unwrap());
+    }
+    assert_eq!(framed.reader.read_bytes, READ_BYTES);
+    let capacity = framed.reader.buffer.capacity();
+    assert!(capacity <= 4 * READ_BYTES, "{capacity} bytes");
+}
