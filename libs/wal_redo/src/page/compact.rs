@@ -1,8 +1,10 @@
 //! Closing gaps between items (`PageRepairFragmentation` and its relatives for the heap).
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
-use super::{FreeLines, HEADER_LEN, ITEM_ID_LEN, ItemId, ItemState, PAGE_SIZE, Page, maxalign};
+use super::{FreeLines, HEADER_LEN, ITEM_ID_LEN, ItemId, ItemState, PAGE_SIZE, Page, PageBuf, maxalign};
 use crate::fault::Fault;
 
 /// An item that stays: its line pointer and where it lies now.
@@ -13,27 +15,64 @@ pub(super) struct Kept {
     pub aligned_len: u16,
 }
 
+impl Kept {
+    /// Where the next item towards the end of the page begins, if there is no gap.
+    fn end(&self) -> usize {
+        usize::from(self.offset) + usize::from(self.aligned_len)
+    }
+}
+
+/// The part of a page that items lie in, between `pd_upper` and `pd_special`, in bytes from the page's start.
+#[derive(Clone, Copy)]
+pub(super) struct ItemsBounds {
+    start: usize,
+    end: usize,
+}
+
+impl ItemsBounds {
+    /// An item to be kept, checked to lie there.
+    pub(super) fn kept(self, number: u16, id: ItemId) -> Result<Kept, Fault> {
+        let aligned_len = maxalign(usize::from(id.len));
+        let offset = usize::from(id.offset);
+        if offset < self.start || offset + aligned_len > self.end {
+            return Err(Fault::Item {
+                offset: number,
+                state: "lies outside the items' part of the page",
+            });
+        }
+        Ok(Kept {
+            number,
+            offset: id.offset,
+            aligned_len: aligned_len as u16,
+        })
+    }
+}
+
 /// More items than any page of PostgreSQL holds (`MaxIndexTuplesPerPage`) still fit, only slower.
 pub(super) type KeptItems = SmallVec<[Kept; 408]>;
+
+const OVERLAP: Fault = Fault::Page("items overlap");
 
 impl Page<'_> {
     /// Closes the gaps that removed items left and drops unused line pointers from the end.
     pub(crate) fn repair_fragmentation(&mut self) -> Result<(), Fault> {
         self.check_aligned_pointers()?;
         let count = self.max_offset();
+        let bounds = self.items_bounds();
         let mut kept = KeptItems::new();
         let mut unused = 0;
         let mut last_used = 0;
-        for number in 1..=count {
-            let id = self.item_id(number)?;
+        let (ids, _) = self.raw[HEADER_LEN..].as_chunks_mut::<ITEM_ID_LEN>();
+        for (number, raw) in (1..=count).zip(ids) {
+            let id = ItemId::from_raw(u32::from_le_bytes(*raw));
             if id.state == ItemState::Unused {
-                self.set_item_id(number, ItemId::UNUSED)?;
+                *raw = ItemId::UNUSED.to_raw().to_le_bytes();
                 unused += 1;
                 continue;
             }
             last_used = number;
             if id.has_storage() {
-                kept.push(self.kept(number, id)?);
+                kept.push(bounds.kept(number, id)?);
             }
         }
         self.compact(&kept)?;
@@ -69,21 +108,11 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// An item to be kept, checked to lie between `pd_upper` and `pd_special`.
-    pub(super) fn kept(&self, number: u16, id: ItemId) -> Result<Kept, Fault> {
-        let aligned_len = maxalign(usize::from(id.len));
-        let offset = usize::from(id.offset);
-        if offset < self.upper() || offset + aligned_len > self.special() {
-            return Err(Fault::Item {
-                offset: number,
-                state: "lies outside the items' part of the page",
-            });
+    pub(super) fn items_bounds(&self) -> ItemsBounds {
+        ItemsBounds {
+            start: self.upper(),
+            end: self.special(),
         }
-        Ok(Kept {
-            number,
-            offset: id.offset,
-            aligned_len: aligned_len as u16,
-        })
     }
 
     /// Moves the kept items to the end of the items' part, the first one last in the page, without
@@ -92,57 +121,68 @@ impl Page<'_> {
         let special = self.special();
         let total: usize = kept.iter().map(|item| usize::from(item.aligned_len)).sum();
         if self.lower() + total > special {
-            return Err(Fault::Page("items overlap"));
+            return Err(OVERLAP);
         }
+        // The first ones often lie where they shall.
+        let mut end = special;
+        let settled = kept.iter().take_while(|item| {
+            let in_place = item.end() == end;
+            if in_place {
+                end = usize::from(item.offset);
+            }
+            in_place
+        });
+        let moved = &kept[settled.count()..];
         // Items that lie in reverse order of their numbers, as when first added, move only towards the
         // end, past nothing that is still to be moved. Else work from a copy.
-        let presorted = kept.is_sorted_by(|a, b| a.offset > b.offset);
-        if presorted {
-            self.compact_in_place(kept)
+        if moved.is_sorted_by(|a, b| a.offset > b.offset) {
+            self.move_runs(moved, end, |raw, run, to| {
+                if to < run.start {
+                    return Err(OVERLAP);
+                }
+                raw.copy_within(run, to);
+                Ok(())
+            })
         } else {
-            self.compact_from_copy(kept)
+            let mut copy = [0; PAGE_SIZE];
+            let items = self.upper()..special;
+            copy[items.clone()].copy_from_slice(&self.raw[items]);
+            self.move_runs(moved, end, |raw, run, to| {
+                raw[to..to + run.len()].copy_from_slice(&copy[run]);
+                Ok(())
+            })
         }
     }
 
-    fn compact_in_place(&mut self, kept: &[Kept]) -> Result<(), Fault> {
-        let mut target_end = self.special();
-        let mut rest = kept;
-        while let Some(first) = rest.first() {
-            // A run of adjacent items moves as one.
-            let end = usize::from(first.offset) + usize::from(first.aligned_len);
+    /// Moves items to where they end at `end`, the first one last, and sets their line pointers and `pd_upper`.
+    /// `copy` gets the bytes that adjacent items have now, and where they shall begin.
+    fn move_runs(
+        &mut self,
+        mut items: &[Kept],
+        mut end: usize,
+        copy: impl Fn(&mut PageBuf, Range<usize>, usize) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        while let Some(first) = items.first() {
             let mut start = usize::from(first.offset);
-            let mut run = 1;
-            while let Some(next) = rest.get(run)
-                && usize::from(next.offset) + usize::from(next.aligned_len) == start
+            let mut count = 1;
+            while let Some(next) = items.get(count)
+                && next.end() == start
             {
                 start = usize::from(next.offset);
-                run += 1;
+                count += 1;
             }
-            let shift = target_end.checked_sub(end).ok_or(Fault::Page("items overlap"))?;
-            if shift > 0 {
-                self.raw.copy_within(start..end, start + shift);
-                for item in &rest[..run] {
-                    self.move_line_pointer(item.number, usize::from(item.offset) + shift)?;
+            let (run, rest) = items.split_at(count);
+            let len = first.end() - start;
+            let target = end.checked_sub(len).ok_or(OVERLAP)?;
+            if target != start {
+                copy(self.raw, start..first.end(), target)?;
+                for item in run {
+                    let to = usize::from(item.offset) - start + target;
+                    self.move_line_pointer(item.number, to)?;
                 }
             }
-            target_end = start + shift;
-            rest = &rest[run..];
-        }
-        self.set_upper(target_end);
-        Ok(())
-    }
-
-    fn compact_from_copy(&mut self, kept: &[Kept]) -> Result<(), Fault> {
-        let mut copy = [0; PAGE_SIZE];
-        let items = self.upper()..self.special();
-        copy[items.clone()].copy_from_slice(&self.raw[items]);
-        let mut end = self.special();
-        for item in kept {
-            let (from, len) = (usize::from(item.offset), usize::from(item.aligned_len));
-            let start = end - len; // The sum of the lengths was checked.
-            self.raw[start..end].copy_from_slice(&copy[from..from + len]);
-            self.move_line_pointer(item.number, start)?;
-            end = start;
+            end = target;
+            items = rest;
         }
         self.set_upper(end);
         Ok(())

@@ -16,7 +16,7 @@ struct Placed {
 impl Page<'_> {
     fn placed(&self, number: u16) -> Result<Placed, Fault> {
         let id = self.item_id(number)?;
-        let kept = self.kept(number, id)?;
+        let kept = self.items_bounds().kept(number, id)?;
         if id.offset % 8 != 0 {
             return Err(Fault::Item {
                 offset: number,
@@ -67,6 +67,7 @@ impl Page<'_> {
             return Ok(());
         }
         self.check_aligned_pointers()?;
+        let bounds = self.items_bounds();
         let mut kept = KeptItems::new();
         let mut ids: SmallVec<[ItemId; 408]> = SmallVec::new();
         let mut to_delete = numbers.peekable();
@@ -77,7 +78,7 @@ impl Page<'_> {
             }
             let id = self.item_id(number)?;
             ids.push(id);
-            kept.push(self.kept(number, id)?);
+            kept.push(bounds.kept(number, id)?);
             let new_number = ids.len() as u16;
             if let Some(last) = kept.last_mut() {
                 last.number = new_number;
