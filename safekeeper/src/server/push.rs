@@ -3,15 +3,21 @@
 //! Messages that have arrived together are one batch: what they append is written, flushed once, and
 //! answered once. Both directions of the stream are handled in this one task; a reply never waits for
 //! more input, and input never waits for a slow reader of replies, within bounds.
+//!
+//! What readers report travels with the answers. When nothing is appended, the last answer is given again with
+//! what is new: a compute that waits for the pageserver writes nothing that could be answered.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 use futures::FutureExt;
 use postgres_backend::{Connection, CopyEnd, CopyReader, CopyWriter, QueryError};
-use safekeeper_api::protocol::{AcceptorMessage, ProposerGreeting, ProposerMessage};
+use safekeeper_api::protocol::{AcceptorMessage, AppendResponse, ProposerGreeting, ProposerMessage};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
 use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
@@ -24,6 +30,8 @@ use crate::timeline_map::{NewTimeline, TimelineMap};
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Replies that a proposer may leave unread before its connection is given up.
 const UNSENT_REPLIES_MAX: usize = 10_000;
+/// Reports of readers wait so long for an answer to travel with.
+const REPORT_PERIOD: Duration = Duration::from_millis(10);
 
 /// A message of the proposer that is not one, or that the acceptor refuses.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +82,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
     );
     let proposer = Proposer {
         _guard: timeline.connect_compute(),
+        reports: timeline.readers().watch_reports(),
+        answered: None,
         timeline,
         reader,
         writer,
@@ -119,7 +129,20 @@ struct Proposer<'a, S> {
     reader: CopyReader<'a, S>,
     writer: CopyWriter<'a, S>,
     unsent_replies: usize,
+    /// Changes with what readers report.
+    reports: watch::Receiver<()>,
+    /// The last answer to an append request, and when it was given.
+    answered: Option<(AppendResponse, Instant)>,
     _guard: ComputeGuard,
+}
+
+/// Waits until readers have reported something new, and the last answer is some time ago. Does not take note of the
+/// report, so it can be dropped and called again.
+async fn reported(reports: &watch::Receiver<()>, answered_at: Instant) {
+    if reports.clone().changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep_until(answered_at + REPORT_PERIOD).await;
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Proposer<'_, S> {
@@ -127,6 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Proposer<'_, S> {
         self.process(vec![greeting]).await?;
         let cancelled = self.timeline.cancelled().clone();
         loop {
+            let answered_at = self.answered.as_ref().map(|(_, at)| *at);
             // Sending comes first: a reply is not to wait for what arrives meanwhile.
             tokio::select! {
                 biased;
@@ -143,6 +167,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Proposer<'_, S> {
                     Err(CopyEnd::Done) => return Ok(()),
                     Err(end) => return Err(end.into()),
                 },
+                () = reported(&self.reports, answered_at.unwrap_or_else(Instant::now)), if answered_at.is_some() => {
+                    self.pass_on_reports();
+                    self.check_unsent()?;
+                }
                 () = cancelled.cancelled() => {
                     let gone = crate::timeline::TimelineError::Cancelled(self.timeline.id());
                     return Err(anyhow::Error::new(gone).into());
@@ -183,7 +211,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Proposer<'_, S> {
         self.process(batch).await.and(end)
     }
 
+    /// Gives the last answer again, with what readers report now. It is as true as it was: positions do not go back
+    /// while this proposer's term lasts.
+    fn pass_on_reports(&mut self) {
+        self.reports.mark_unchanged();
+        let feedback = self.timeline.readers().combined();
+        let Some((answer, _)) = &self.answered else { return };
+        let answer = AppendResponse {
+            hs_feedback: feedback.standby,
+            pageserver_feedback: feedback.pageserver,
+            ..answer.clone()
+        };
+        self.put(&AcceptorMessage::AppendResponse(answer));
+    }
+
     async fn process(&mut self, batch: Vec<ProposerMessage>) -> Result<(), QueryError> {
+        self.reports.mark_unchanged();
         let feedback = self.timeline.readers().combined();
         let processed = self.timeline.with_acceptor(|acceptor, out| {
             let mut result = Ok(());
@@ -208,6 +251,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Proposer<'_, S> {
     }
 
     fn put(&mut self, reply: &AcceptorMessage) {
+        if let AcceptorMessage::AppendResponse(answer) = reply {
+            self.answered = Some((answer.clone(), Instant::now()));
+        }
         self.writer.put(|out| reply.encode(out));
         self.unsent_replies += 1;
     }

@@ -126,7 +126,7 @@ async fn receive<S: AsyncRead + Unpin>(
                 time,
                 xmin,
                 catalog_xmin,
-            } => slot.update(|reader| {
+            } => slot.report(|reader| {
                 reader.standby = HotStandbyFeedback {
                     ts: time,
                     xmin,
@@ -140,7 +140,7 @@ async fn receive<S: AsyncRead + Unpin>(
                     Lsn::MAX => Lsn::INVALID,
                     known => known,
                 };
-                slot.update(|reader| {
+                slot.report(|reader| {
                     reader.pageserver = Some(feedback);
                     reader.remote_consistent_lsn = reader.remote_consistent_lsn.max(applied);
                 });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use safekeeper_api::protocol::{HotStandbyFeedback, PageserverFeedback};
+use tokio::sync::watch;
 use utils::lsn::Lsn;
 
 use crate::acceptor::ReaderFeedback;
@@ -23,7 +24,11 @@ pub struct Reader {
 
 /// All readers of a timeline. A place is used again when its reader has gone.
 #[derive(Debug, Default)]
-pub struct Readers(Mutex<Vec<Option<Reader>>>);
+pub struct Readers {
+    slots: Mutex<Vec<Option<Reader>>>,
+    /// Changes when a pageserver or a standby has reported something.
+    reports: watch::Sender<()>,
+}
 
 /// A reader's place in [`Readers`], for as long as it is connected.
 #[derive(Debug)]
@@ -35,7 +40,7 @@ pub struct ReaderSlot {
 impl Readers {
     /// Takes a place for a new reader.
     pub fn register(self: &Arc<Self>) -> ReaderSlot {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
             slots.push(None);
             slots.len() - 1
@@ -49,12 +54,17 @@ impl Readers {
 
     /// All places, free ones too.
     pub fn slots(&self) -> Vec<Option<Reader>> {
-        self.0.lock().clone()
+        self.slots.lock().clone()
+    }
+
+    /// Tells of reports from now on.
+    pub fn watch_reports(&self) -> watch::Receiver<()> {
+        self.reports.subscribe()
     }
 
     /// What the proposer is told of all readers together.
     pub fn combined(&self) -> ReaderFeedback {
-        let slots = self.0.lock();
+        let slots = self.slots.lock();
         let readers = || slots.iter().flatten();
         ReaderFeedback {
             standby: readers().fold(HotStandbyFeedback::NONE, |all, reader| all.merge(reader.standby)),
@@ -68,7 +78,7 @@ impl Readers {
 impl ReaderSlot {
     /// Changes what is known of this reader.
     pub fn update(&self, change: impl FnOnce(&mut Reader)) {
-        let mut slots = self.readers.0.lock();
+        let mut slots = self.readers.slots.lock();
         change(
             slots[self.index]
                 .as_mut()
@@ -76,15 +86,21 @@ impl ReaderSlot {
         );
     }
 
+    /// The same for what the proposer is told, which wakes those who watch reports.
+    pub fn report(&self, change: impl FnOnce(&mut Reader)) {
+        self.update(change);
+        self.readers.reports.send_replace(());
+    }
+
     /// What is known of this reader.
     pub fn get(&self) -> Reader {
-        self.readers.0.lock()[self.index].expect("the place is taken until the slot is dropped")
+        self.readers.slots.lock()[self.index].expect("the place is taken until the slot is dropped")
     }
 }
 
 impl Drop for ReaderSlot {
     fn drop(&mut self) {
-        self.readers.0.lock()[self.index] = None;
+        self.readers.slots.lock()[self.index] = None;
     }
 }
 
@@ -103,6 +119,7 @@ mod tests {
                 catalog_xmin: u64::MAX,
             };
         });
+        let mut reports = readers.watch_reports();
         let pageserver = |lsn| {
             Some(PageserverFeedback {
                 ps_writelsn: Lsn(lsn),
@@ -110,7 +127,10 @@ mod tests {
             })
         };
         one.update(|reader| reader.pageserver = pageserver(10));
-        two.update(|reader| reader.pageserver = pageserver(9));
+        assert!(!reports.has_changed().unwrap());
+        two.report(|reader| reader.pageserver = pageserver(9));
+        assert!(reports.has_changed().unwrap());
+        reports.mark_unchanged();
         let combined = readers.combined();
         assert_eq!((combined.standby.ts, combined.standby.xmin), (5, 100));
         assert_eq!(combined.pageserver, pageserver(10));

@@ -50,6 +50,13 @@ async fn committed_wal_is_streamed_as_it_comes() {
         "{keepalive:?}"
     );
     receiver.send(&feedback(ends[90])).await;
+    // The proposer learns of it though it appends nothing.
+    let ack = proposer.ack().await;
+    assert_eq!(ack.flush_lsn, ends[200]);
+    assert_eq!(
+        ack.pageserver_feedback.map(|told| told.ps_writelsn),
+        Some(ends[90])
+    );
     for (i, end) in ends.iter().enumerate().skip(201).take(50) {
         let begin = ends[i - 1];
         proposer
