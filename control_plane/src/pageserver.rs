@@ -55,6 +55,19 @@ impl<'a> Pageserver<'a> {
         }
     }
 
+    /// The name it was told to give the superuser of new clusters, if it was told one.
+    pub fn initial_superuser(&self) -> Result<Option<String>> {
+        let path = self.env.repo.join("pageserver.toml");
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let settings: toml::Table =
+            toml::from_str(&text).with_context(|| format!("malformed {}", path.display()))?;
+        let name = settings
+            .get("initial_superuser_name")
+            .and_then(toml::Value::as_str);
+        Ok(name.map(str::to_owned))
+    }
+
     fn description(&self) -> String {
         let config = &self.env.config.pageserver;
         format!(

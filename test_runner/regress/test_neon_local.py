@@ -77,7 +77,8 @@ def test_endpoint_leaves_nothing_behind(neon_simple_env: NeonEnv):
 def test_superuser_by_another_name(neon_env_builder: NeonEnvBuilder):
     neon_env_builder.pageserver_overrides.append("initial_superuser_name='owner-1'")
     env = neon_env_builder.start()
-    main = env.endpoint("main").set(neon__superuser_name="owner-1").start()
+    main = env.endpoint("main")
+    assert f"host=127.0.0.1 port={main.port} user=owner-1 dbname=postgres" in env.neon_local("endpoint", "start", "main")
     with main.cursor(user="owner-1") as cursor:
         cursor.execute("SELECT usename FROM pg_user WHERE usesuper")
         assert cursor.fetchall() == [("owner-1",)]

@@ -20,6 +20,8 @@ pub struct EndpointConf {
     pub timeline_id: TimelineId,
     /// What it is for.
     pub mode: EndpointMode,
+    /// Superuser of the cluster, as which the compute's own parts and its owner connect.
+    pub superuser: String,
 }
 
 /// What an endpoint is for.
@@ -34,6 +36,7 @@ pub enum EndpointMode {
 }
 
 const FILE: &str = "postgresql.conf";
+const SUPERUSER_NAME: &str = "neon.superuser_name";
 const WALPROPOSER_PATH: &str = "neon.walproposer_path";
 const PRIMARY_CONNINFO: &str = "primary_conninfo";
 
@@ -87,6 +90,7 @@ impl EndpointConf {
                 None if value_of(text, PRIMARY_CONNINFO).is_some() => EndpointMode::HotStandby,
                 None => EndpointMode::Primary,
             },
+            superuser: value_of(text, SUPERUSER_NAME).unwrap_or_else(|| super::SUPERUSER.to_owned()),
         })
     }
 
@@ -118,6 +122,8 @@ impl EndpointConf {
             ("shared_buffers", "128MB"),
             ("fsync", "off"),
             ("full_page_writes", "off"),
+            // Zeros in a new segment make a later fsync cheap; there is none.
+            ("wal_init_zero", "off"),
             ("max_connections", "100"),
             ("wal_level", "replica"),
             ("wal_sender_timeout", "5s"),
@@ -142,6 +148,9 @@ impl EndpointConf {
         }
         set("neon.tenant_id", &self.tenant_id.to_string());
         set("neon.timeline_id", &self.timeline_id.to_string());
+        if self.superuser != super::SUPERUSER {
+            set(SUPERUSER_NAME, &self.superuser);
+        }
         match self.mode {
             EndpointMode::Static(lsn) => set("recovery_target_lsn", &lsn.to_string()),
             EndpointMode::HotStandby => {
@@ -189,12 +198,13 @@ mod tests {
             EndpointMode::Static(Lsn(0x16960E8)),
             EndpointMode::HotStandby,
         ];
-        for mode in modes {
+        for (mode, superuser) in modes.into_iter().zip(["cloud_admin", "owner-1", "O'Neill"]) {
             let conf = EndpointConf {
                 port: 55432,
                 tenant_id: TenantId::generate(),
                 timeline_id: TimelineId::generate(),
                 mode,
+                superuser: superuser.to_owned(),
             };
             let text = conf.render(&env, &("127.0.0.1".to_owned(), 64000));
             assert_eq!(EndpointConf::parse(&text).unwrap(), conf);

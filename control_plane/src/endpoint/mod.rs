@@ -26,7 +26,7 @@ pub use conf::{EndpointConf, EndpointMode};
 /// Port of the first endpoint.
 const FIRST_PORT: u16 = 55432;
 
-/// Superuser of every cluster.
+/// Superuser of a cluster whose pageserver was not told another name.
 pub const SUPERUSER: &str = "cloud_admin";
 
 /// One compute, running or not.
@@ -155,6 +155,9 @@ pub fn create(env: &LocalEnv, new: NewEndpoint) -> Result<Endpoint<'_>> {
         tenant_id: new.tenant_id,
         timeline_id: new.timeline_id,
         mode: new.mode,
+        superuser: Pageserver::new(env)
+            .initial_superuser()?
+            .unwrap_or_else(|| SUPERUSER.to_owned()),
     };
     let dir = dir_of(env, new.tenant_id, &new.name);
     data_dir::create(&dir)?;
@@ -184,8 +187,13 @@ impl Endpoint<'_> {
 
     /// How a client connects to it.
     pub fn connection_string(&self) -> String {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+        let mut user = self.conf.superuser.clone();
+        if !user.chars().all(plain) {
+            user = format!("'{}'", user.replace('\\', r"\\").replace('\'', r"\'"));
+        }
         format!(
-            "host=127.0.0.1 port={} user={SUPERUSER} dbname=postgres",
+            "host=127.0.0.1 port={} user={user} dbname=postgres",
             self.conf.port
         )
     }
