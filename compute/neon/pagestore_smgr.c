@@ -152,9 +152,15 @@ save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 	}
 
 	INIT_BUFFERTAG(tag, node, fork, blkno);
-	if (fate == FATE_ZERO || fate == FATE_IN_WAL)
+	if (fate == FATE_IN_WAL)
 	{
 		file_cache_store(&tag, page);
+		overlay_forget(reln, fork, blkno);
+	}
+	else if (fate == FATE_ZERO)
+	{
+		/* As a rule a new block, which is filled before it is read. */
+		file_cache_forget(&tag);
 		overlay_forget(reln, fork, blkno);
 	}
 	else
@@ -229,6 +235,9 @@ pagestore_exists(SMgrRelation reln, ForkNumber fork)
 	PageRequest request;
 	bool		exists;
 
+	/* ANALYZE of a foreign table asks for the visibility map of a relation that has no storage. */
+	if (!OidIsValid(node.relNode))
+		return false;
 	if (is_local_fork(reln->smgr_rnode, fork))
 		return mdexists(reln, fork);
 	state = relsize_get(node, fork);

@@ -7,7 +7,7 @@ import pytest
 from fixtures.neon_env import NeonEnv, NeonEnvBuilder
 from fixtures.pg_suites import contrib_suite, differences, run_suite
 from fixtures.ports import PortDistributor
-from fixtures.stock import StockServer
+from fixtures.stock import ACCOUNT, StockServer
 
 # What these modules want of a server.
 SETTINGS = {
@@ -31,8 +31,7 @@ STORAGE = [
     ("test_decoding", "REGRESS"),
 ]
 
-# The others. Left out: those of procedural languages that are not installed, those that need files of a server's own
-# installation or a socket directory (dblink, postgres_fdw), and what is about the set-up of a server.
+# The others. Left out: those of procedural languages that are not installed, and what is about the set-up of a server.
 OTHERS = [
     (module, "REGRESS")
     for module in (
@@ -40,7 +39,11 @@ OTHERS = [
         " hstore intarray isn lo ltree passwordcheck pg_trgm pgcrypto seg tablefunc tsm_system_rows tsm_system_time unaccent"
         " uuid-ossp xml2"
     ).split()
-] + [("test_decoding", "ISOLATION")]
+] + [("test_decoding", "ISOLATION"), ("pgrowlocks", "ISOLATION"), ("tcn", "ISOLATION")]
+
+# These connect to their own server, by libpq's default, which is Debian's socket directory, and as the account's name.
+CLIENTS = [("dblink", "REGRESS"), ("postgres_fdw", "REGRESS")]
+SOCKETS = "/var/run/postgresql"
 
 
 # These list all replication slots, and the walproposer's is one more.
@@ -53,11 +56,13 @@ def only_adds_rows(diff: str) -> bool:
     return all(re.fullmatch(r"-(\(\d+rows?\)|[-+]*)", line) for line in lost) and "wal_proposer_slot" in diff
 
 
-def compare(env: NeonEnv, directory, ports: PortDistributor, modules: list[tuple[str, str]]):
+def compare(env: NeonEnv, directory, ports: PortDistributor, modules: list[tuple[str, str]], **more):
     """Runs the modules' tests on both servers, one module after the other; fails with all that differs."""
-    preload = "pg_stat_statements"
-    stock = StockServer(directory / "stock", ports.get(), **SETTINGS, shared_preload_libraries=preload).init().start()
-    endpoint = env.endpoint("main").set(**SETTINGS, shared_preload_libraries=f"neon,{preload}").start()
+    preload, settings = "pg_stat_statements", {**SETTINGS, **more}
+    stock = StockServer(directory / "stock", ports.get(), **settings, shared_preload_libraries=preload).init().start()
+    endpoint = env.endpoint("main").set(**settings, shared_preload_libraries=f"neon,{preload}").start()
+    for server in (stock, endpoint):
+        server.sql(f"CREATE ROLE {ACCOUNT} SUPERUSER LOGIN")
     found = {}
     try:
         for module in modules:
@@ -81,3 +86,11 @@ def test_contrib_modules_that_look_at_storage(neon_env_builder: NeonEnvBuilder, 
 @pytest.mark.timeout(900)
 def test_other_contrib_modules(neon_env_builder: NeonEnvBuilder, test_dir, ports: PortDistributor):
     compare(neon_env_builder.start(), test_dir, ports, OTHERS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_contrib_modules_that_connect_to_servers(
+    neon_env_builder: NeonEnvBuilder, test_dir, ports: PortDistributor
+):
+    compare(neon_env_builder.start(), test_dir, ports, CLIENTS, unix_socket_directories=SOCKETS)

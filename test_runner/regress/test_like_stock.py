@@ -199,3 +199,16 @@ def test_extensions_that_look_at_pages(pair: Pair):
         "SELECT pg_prewarm('t', 'prefetch'), pg_prewarm('t')",
         "SELECT bt_index_parent_check('x', true, true)",
     )
+
+
+def test_foreign_tables(pair: Pair):
+    """They have no storage, and ANALYZE asks for the size of a map of it."""
+    pair.same(
+        "CREATE EXTENSION file_fdw",
+        "CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
+        "CREATE FOREIGN TABLE f (word text) SERVER files OPTIONS (program 'seq 1000')",
+        "ANALYZE f",
+        "SELECT reltuples, relpages, relallvisible FROM pg_class WHERE relname = 'f'",
+        "SELECT pg_relation_size('f'), pg_total_relation_size('f')",
+        "SELECT count(*), sum(word::int) FROM f",
+    )
