@@ -14,7 +14,7 @@ FIRST_SEED ?= 1
 # For each fuzz target.
 FUZZ_SECONDS ?= 180
 
-.PHONY: simulate test-simulator test-s3 help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
+.PHONY: bench-load simulate test-simulator test-s3 help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
 .PHONY: oracle oracle-all fuzz-tool fuzz-safekeeper fuzz-redo bench-redo nightly-regress
 
 help:
@@ -122,6 +122,10 @@ nightly-regress: build extension test-extension setup-tests
 bench: release extension setup-tests
 	cargo build --release -p pageserver --example getpage
 	NEON_BIN=target/release $(PYTEST) test_runner/performance -s
+
+# Loading, building indexes, scanning: about ten minutes of it.
+bench-load: release extension setup-tests
+	NEON_BIN=target/release $(PYTEST) test_runner/performance/test_load_and_build.py test_runner/performance/test_scans.py -s
 
 clean:
 	cargo clean

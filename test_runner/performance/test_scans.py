@@ -1,9 +1,13 @@
 """Reading what is not in shared buffers: from the pageserver, from the local file cache, and beside a stock server.
 
-The stock server reads from the kernel's cache: its table fits in there, and was just written.
+The stock server reads from the kernel's cache: its table fits in there, and was just written. Only the cold scan has
+nothing of either in any cache: both servers and the pageserver have been started again, and the kernel has been
+told to forget their files.
 """
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +18,7 @@ from fixtures.stock import StockServer
 ROWS = 2_000_000
 ROUNDS = 5
 POINT_READS = 5000
-SETTINGS = {"shared_buffers": "16MB", "autovacuum": "off", "max_parallel_workers_per_gather": "0", "track_io_timing": "on"}
+SETTINGS = {"shared_buffers": "16MB", "autovacuum": "off", "max_parallel_workers_per_gather": "0", "track_io_timing": "on", "enable_indexonlyscan": "off"}
 FILL = [
     "CREATE TABLE t (i int PRIMARY KEY, v text)",
     f"INSERT INTO t SELECT i, repeat(md5(i::text), 3) FROM generate_series(1, {ROWS}) i",
@@ -52,6 +56,37 @@ def peers(neon_env_builder: NeonEnvBuilder, test_dir, ports):
 def without_cache(ours: Endpoint):
     ours.sql("ALTER SYSTEM SET neon.file_cache_size_limit = 0", "SELECT pg_reload_conf()", "SELECT pg_sleep(1)")
     assert ours.value("SELECT limit_bytes FROM local_cache_stat") == 0
+
+
+def forget_files(directory: Path):
+    """Has the kernel write all files below out and drop them from its cache."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold_scan(server: Endpoint | StockServer) -> float:
+    """Seconds of a scan with nothing in any cache; a compute's table is in the pageserver's files."""
+    server.stop()
+    if isinstance(server, Endpoint):
+        server.env.pageserver.stop()
+        forget_files(server.env.repo / "tenants")
+        server.env.pageserver.start()
+    else:
+        forget_files(server.data)
+    server.start()
+    # The catalog's pages are not what is measured.
+    server.sql("EXPLAIN " + SCAN)
+    return seconds(server, SCAN)
+
+
+def test_cold_sequential_scan(peers):
+    ours, stock = peers
+    Comparison("sequential_scan_cold", "s", False).alternate(
+        lambda: cold_scan(ours), lambda: cold_scan(stock), 3
+    ).report()
 
 
 def test_sequential_scan_from_the_pageserver(peers):
