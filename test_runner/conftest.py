@@ -4,7 +4,7 @@ import os
 
 from fixtures.paths import output_root
 
-pytest_plugins = ("fixtures.neon_env",)
+pytest_plugins = ("fixtures.neon_env", "fixtures.small_disk")
 
 
 def pytest_configure(config):

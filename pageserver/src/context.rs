@@ -6,6 +6,7 @@ use std::time::Duration;
 use remote_storage::GenericRemoteStorage;
 use tokio::sync::Semaphore;
 
+use crate::disk_space::DiskSpace;
 use crate::layers::budget::MemoryBudget;
 use crate::layers::cache::PageCache;
 use crate::timeline::page_memory::PageMemory;
@@ -19,6 +20,8 @@ pub struct StoreContext {
     pub cache: Arc<PageCache>,
     /// Pages that were reconstructed a moment ago.
     pub pages: PageMemory,
+    /// Whether there is room on the disk.
+    pub disk: Arc<DiskSpace>,
     /// How long a read waits for WAL that its ancestors lack.
     pub wait_lsn_timeout: Duration,
     /// Where layers are kept for good; `None` keeps them on the local disk only.
@@ -69,6 +72,7 @@ impl StoreContext {
                 limits.max_file_descriptors,
             )),
             pages: PageMemory::new(limits.page_cache_bytes / 2),
+            disk: Arc::default(),
             wait_lsn_timeout: limits.wait_lsn_timeout,
             remote,
             housekeeping: Semaphore::new(HOUSEKEEPING_JOBS_MAX),

@@ -3,6 +3,7 @@
 pub mod basebackup;
 pub mod config;
 pub mod context;
+pub mod disk_space;
 pub mod http;
 pub mod import;
 pub mod ingest;

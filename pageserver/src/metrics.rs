@@ -46,6 +46,14 @@ static SMGR_QUERY: LazyLock<HistogramVec> = LazyLock::new(|| {
         &["smgr_query_type", "tenant_id", "timeline_id"],
     ))
 });
+static FILES_VISITED: LazyLock<Histogram> = LazyLock::new(|| {
+    let opts = HistogramOpts::new(
+        "pageserver_read_layers_visited",
+        "Layer files that one read of one key has looked into",
+    )
+    .buckets((0..=32).map(f64::from).collect());
+    registered(Histogram::with_opts(opts))
+});
 static LIVE_CONNECTIONS: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     let opts = Opts::new("pageserver_live_connections", "Connections open now");
     registered(IntGaugeVec::new(opts, &["pageserver_connection_kind"]))
@@ -56,6 +64,11 @@ pub fn init() {
     for kind in [ConnectionKind::PageService, ConnectionKind::WalReceiver] {
         LIVE_CONNECTIONS.with_label_values(&[kind.label()]);
     }
+}
+
+/// Counts a read of one key that looked into so many layer files.
+pub fn note_read(files_visited: u32) {
+    FILES_VISITED.observe(f64::from(files_visited));
 }
 
 /// What a connection is for.

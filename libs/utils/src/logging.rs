@@ -57,7 +57,9 @@ pub fn init(format: LogFormat, output: LogOutput) {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(terminal)
-        .with_writer(writer);
+        .with_writer(writer)
+        // What cannot be logged, say on a full disk, is lost: saying so on standard error could panic there, too.
+        .log_internal_errors(false);
     // An error means that logging is already set up, which is what the caller wants.
     let _already = match format {
         LogFormat::Plain => builder.try_init(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use pageserver::disk_space::DiskSpace;
 use pageserver::remote::index::{FILE_NAME, IndexPart};
 use pageserver::remote::{download, paths, retry};
 use pageserver_api::layer_name::LayerFileName;
@@ -111,7 +112,13 @@ async fn check_layers(
     let checks = futures::stream::iter(wanted).map(|(name, len)| async move {
         let target = dir.join(name.to_string());
         let named = (&name, len);
-        let downloaded = download::download_layer((storage, cancel), source.id, named, &target).await;
+        let downloaded = download::download_layer(
+            (storage, cancel),
+            source.id,
+            named,
+            (&target, &DiskSpace::default()),
+        )
+        .await;
         if let Err(error) = downloaded {
             return (name, Err(retry::error_chain(&error)));
         }

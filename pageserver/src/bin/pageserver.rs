@@ -260,10 +260,9 @@ fn serve(server: Arc<Server>, pg_listener: TcpListener, http_listener: TcpListen
 /// Starts watching the disk, if that is configured. It goes on until the result is cancelled.
 fn start_eviction(server: &Arc<Server>) -> CancellationToken {
     let cancel = CancellationToken::new();
-    if let Some(config) = server.config.disk_usage_based_eviction.clone() {
-        let (tenants, cancel) = (Arc::clone(&server.tenants), cancel.clone());
-        tokio::spawn(async move { tenants.watch_disk_usage(config, cancel).await });
-    }
+    let config = server.config.disk_usage_based_eviction.clone();
+    let (tenants, stop) = (Arc::clone(&server.tenants), cancel.clone());
+    tokio::spawn(async move { tenants.watch_disk_usage(config, stop).await });
     cancel
 }
 

@@ -83,7 +83,12 @@ impl PageCache {
         }
         blocking::run(move || file.read_exact_at(&mut raw, offset).map(|()| raw))
             .await
-            .map_err(LayerError::io("read", layer.path()))
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    layer.damaged(offset, "the file ends too early".to_owned())
+                }
+                _ => LayerError::io("read", layer.path())(error),
+            })
     }
 
     async fn file(&self, layer: &Layer) -> Result<Arc<File>, LayerError> {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use pageserver_api::key::Key;
@@ -153,14 +154,42 @@ impl Layer {
             return Ok(summary);
         }
         self.summary
-            .get_or_try_init(|| async {
-                let raw = self.cache.read(self, 0, SUMMARY_LEN).await?;
-                self.check_summary(&raw)
-            })
+            .get_or_try_init(|| self.or_healed(|| self.read_summary()))
             .await
     }
 
+    async fn read_summary(&self) -> Result<Summary, LayerError> {
+        let raw = self.cache.read(self, 0, SUMMARY_LEN).await?;
+        self.check_summary(&raw)
+    }
+
     async fn block(&self, pointer: BlockPointer, level: u8) -> Result<Block, LayerError> {
+        self.or_healed(|| self.read_block(pointer, level)).await
+    }
+
+    /// What `read` finds; if that is damage, what it finds once the file was fetched again.
+    async fn or_healed<T, F: Future<Output = Result<T, LayerError>>>(
+        &self,
+        read: impl Fn() -> F,
+    ) -> Result<T, LayerError> {
+        let began = Instant::now();
+        match read().await {
+            Err(LayerError::Damaged { .. }) if self.heal(began).await => read().await,
+            result => result,
+        }
+    }
+
+    /// Replaces the file, in which damage was read since `read_at`, by its copy in object storage. Returns whether that
+    /// could be done: not without a copy, and not if it was done a moment ago.
+    pub async fn heal(&self, read_at: Instant) -> bool {
+        let is_replaced = self.residence.refetch(read_at).await;
+        if is_replaced {
+            self.cache.forget(self.number);
+        }
+        is_replaced
+    }
+
+    async fn read_block(&self, pointer: BlockPointer, level: u8) -> Result<Block, LayerError> {
         let block = self.cache.block(self, pointer).await?;
         if block.level() != level {
             let reason = format!("found a block of level {} instead of {level}", block.level());

@@ -22,6 +22,8 @@ pub struct ReadState {
     pub records: SmallVec<[(Lsn, WalRecord); 4]>,
     /// Whether no older version is needed.
     pub complete: bool,
+    /// Layer files that were looked into.
+    pub files_visited: u32,
     /// What all versions below an LSN come to: none of them is looked for.
     known: Option<(Lsn, Bytes)>,
 }
@@ -35,6 +37,7 @@ impl ReadState {
             base: None,
             records: SmallVec::new(),
             complete: false,
+            files_visited: 0,
             known: None,
         }
     }

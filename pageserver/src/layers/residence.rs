@@ -5,9 +5,12 @@
 //!   gives up neither stops it nor leaves anything behind.
 //! * While somebody holds a [`Pin`], the file stays.
 //! * A file is evicted only if a durable index names the layer, so that it is found again.
+//! * A file found damaged is fetched again, if it can be. Until that has succeeded it stays: what is sound in it can
+//!   be read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -17,6 +20,9 @@ use parking_lot::Mutex;
 use super::LayerError;
 use super::access::{AccessLog, ResidenceEvent};
 use crate::remote::{DownloadError, TimelineClient};
+
+/// A file that was fetched again and is damaged still is left alone for so long: every reader of it asks.
+const REFETCH_PAUSE: Duration = Duration::from_secs(5);
 
 type Downloaded = Shared<BoxFuture<'static, Result<(), Arc<DownloadError>>>>;
 
@@ -29,6 +35,8 @@ enum Place {
 struct State {
     place: Place,
     pins: usize,
+    /// When the file was last fetched again because it was damaged.
+    refetched: Option<Instant>,
 }
 
 /// See the module head.
@@ -66,7 +74,11 @@ impl Residence {
             path,
             file_len,
             remote,
-            state: Mutex::new(State { place, pins: 0 }),
+            state: Mutex::new(State {
+                place,
+                pins: 0,
+                refetched: None,
+            }),
             access: AccessLog::new(event),
         })
     }
@@ -113,14 +125,46 @@ impl Residence {
             }
             Place::Downloading(download) => Some(download.clone()),
             Place::Remote => {
-                let download = self.start_download();
+                let download = self.start_download(Place::Remote);
                 state.place = Place::Downloading(download.clone());
                 Some(download)
             }
         }
     }
 
-    fn start_download(self: &Arc<Self>) -> Downloaded {
+    /// Fetches the file again, in which damage was read since `read_at`, unless it cannot be or that was done a moment
+    /// ago.
+    ///
+    /// Returns whether there may be another file than the one read.
+    pub async fn refetch(self: &Arc<Self>, read_at: Instant) -> bool {
+        if !self.is_durable() {
+            return false;
+        }
+        let download = {
+            let mut state = self.state.lock();
+            let is_recent = |at: Instant| at.elapsed() < REFETCH_PAUSE;
+            match &state.place {
+                _ if state.refetched.is_some_and(|at| at > read_at) => return true,
+                Place::Downloading(download) => download.clone(),
+                Place::Local if !state.refetched.is_some_and(is_recent) => {
+                    tracing::warn!(path = %self.path.display(), "layer file is damaged, will be downloaded again");
+                    let download = self.start_download(Place::Local);
+                    state.place = Place::Downloading(download.clone());
+                    download
+                }
+                Place::Local | Place::Remote => return false,
+            }
+        };
+        let fetched = download.await;
+        if let Err(error) = &fetched {
+            tracing::warn!(path = %self.path.display(), "cannot download a damaged layer file again: {error}");
+        }
+        self.state.lock().refetched = Some(Instant::now());
+        fetched.is_ok()
+    }
+
+    /// Downloads the file. If that fails, it is where it was: at `before`.
+    fn start_download(self: &Arc<Self>, before: Place) -> Downloaded {
         let residence = Arc::clone(self);
         let task = tokio::spawn(async move {
             let remote = residence.remote.as_ref();
@@ -133,7 +177,7 @@ impl Residence {
             }
             residence.state.lock().place = match &downloaded {
                 Ok(()) => Place::Local,
-                Err(_) => Place::Remote,
+                Err(_) => before,
             };
             downloaded.map_err(Arc::new)
         });

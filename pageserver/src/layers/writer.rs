@@ -51,6 +51,44 @@ pub struct WrittenLayer {
     pub file_len: u64,
 }
 
+/// Files of one piece of work, which go if it is not completed: nothing names them yet.
+#[derive(Debug)]
+pub struct NewFiles {
+    dir: PathBuf,
+    files: Vec<WrittenLayer>,
+}
+
+impl NewFiles {
+    /// None yet, of a timeline whose files are in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        NewFiles {
+            dir: dir.to_owned(),
+            files: Vec::new(),
+        }
+    }
+
+    /// One more.
+    pub fn push(&mut self, file: WrittenLayer) {
+        self.files.push(file);
+    }
+
+    /// The work is complete: they stay.
+    pub fn take(mut self) -> Vec<WrittenLayer> {
+        std::mem::take(&mut self.files)
+    }
+}
+
+impl Drop for NewFiles {
+    fn drop(&mut self) {
+        for file in &self.files {
+            let path = self.dir.join(file.name.to_string());
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), "cannot remove a layer file that is not needed: {error}");
+            }
+        }
+    }
+}
+
 /// Blocks of one file as they become full, from the data up to the root.
 #[derive(Debug)]
 struct TreeWriter {

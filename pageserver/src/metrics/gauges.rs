@@ -27,6 +27,10 @@ pub fn gather(server: &Server) -> Vec<MetricFamily> {
         families.extend(gauge.collect());
     }
     families.extend(gauges.ondisk_layers.collect());
+    gauges
+        .disk_full
+        .set(i64::from(server.tenants.context().disk.is_full()));
+    families.extend(gauges.disk_full.collect());
     families.extend(gauges.materialized_cache_hits.collect());
     // A family without series has nothing to say, and the text format no way to say it.
     families.retain(|family| !family.get_metric().is_empty());
@@ -40,6 +44,7 @@ struct Gauges {
     read_depth: IntGaugeVec,
     tenant_states: IntGaugeVec,
     ondisk_layers: IntGauge,
+    disk_full: IntGauge,
     materialized_cache_hits: IntCounterVec,
 }
 
@@ -80,6 +85,10 @@ impl Gauges {
                 &["tenant_id", "state"],
             ),
             ondisk_layers: gauge("pageserver_ondisk_layers", "Layer files on disk"),
+            disk_full: gauge(
+                "pageserver_disk_full",
+                "1 from the first write that failed for want of room on the disk to the next that succeeded",
+            ),
             materialized_cache_hits: IntCounterVec::new(
                 Opts::new(
                     "pageserver_materialized_cache_hits_total",

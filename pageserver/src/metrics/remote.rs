@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use utils::id::TenantTimelineId;
 
 use super::{TIMELINE_LABELS, registered};
@@ -34,6 +34,13 @@ static SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
     );
     let labels = ["tenant_id", "timeline_id", "file_kind", "op_kind", "status"];
     registered(HistogramVec::new(opts, &labels))
+});
+static BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let opts = Opts::new(
+        "pageserver_remote_timeline_client_bytes_total",
+        "Bytes of files that were brought to object storage, or from there",
+    );
+    registered(IntCounterVec::new(opts, &KIND_LABELS))
 });
 static PHYSICAL_SIZE: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     let opts = Opts::new(
@@ -135,6 +142,11 @@ impl RemoteMetrics {
             .observe(took.as_secs_f64());
     }
 
+    /// Counts the bytes of a file that has gone its way.
+    pub fn add_bytes(&self, file: FileKind, op: OpKind, bytes: u64) {
+        BYTES.with_label_values(&self.labels(file, op)).inc_by(bytes);
+    }
+
     /// Sets the bytes of all layers that the durable index names.
     pub fn set_physical_size(&self, bytes: u64) {
         PHYSICAL_SIZE
@@ -154,6 +166,7 @@ impl Drop for RemoteMetrics {
             let labels = self.labels(file, op);
             let _ = UNFINISHED.remove_label_values(&labels);
             let _ = STARTED.remove_label_values(&labels);
+            let _ = BYTES.remove_label_values(&labels);
             for status in ["success", "failure"] {
                 let [tenant, timeline, file, op] = labels;
                 let _ = SECONDS.remove_label_values(&[tenant, timeline, file, op, status]);

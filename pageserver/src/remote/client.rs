@@ -25,6 +25,7 @@ use super::index::IndexPart;
 use super::paths;
 use super::queue::{Change, DELETE_BATCH_MAX, Operation, UploadQueue};
 use super::retry;
+use crate::disk_space::DiskSpace;
 use crate::layers::LayerError;
 use crate::layers::file::Layer;
 use crate::metrics::remote::{FileKind, OpKind, RemoteMetrics};
@@ -35,6 +36,7 @@ use crate::timeline::metadata::TimelineMetadata;
 pub struct TimelineClient {
     storage: GenericRemoteStorage,
     id: TenantTimelineId,
+    disk: Arc<DiskSpace>,
     state: Mutex<State>,
     /// Bumped whenever the queue has changed.
     progress: watch::Sender<u64>,
@@ -80,7 +82,14 @@ pub enum UploadError {
 
 impl TimelineClient {
     /// For the timeline `id`, of which object storage has `durable`. Uploads nothing before it is started.
-    pub fn new(storage: GenericRemoteStorage, id: TenantTimelineId, durable: Option<IndexPart>) -> Arc<Self> {
+    ///
+    /// `disk` is where it downloads to.
+    pub fn new(
+        storage: GenericRemoteStorage,
+        id: TenantTimelineId,
+        durable: Option<IndexPart>,
+        disk: Arc<DiskSpace>,
+    ) -> Arc<Self> {
         let lsn = durable
             .as_ref()
             .map_or(Lsn::INVALID, |index| index.metadata.disk_consistent_lsn);
@@ -89,6 +98,7 @@ impl TimelineClient {
         Arc::new(TimelineClient {
             storage,
             id,
+            disk,
             state: Mutex::new(State {
                 queue: UploadQueue::new(durable),
                 layers: HashMap::new(),
@@ -311,6 +321,8 @@ impl TimelineClient {
         let contents: ByteStream = Box::pin(ReaderStream::with_capacity(file, 256 * 1024));
         let path = paths::layer(self.id, name);
         self.storage.upload(&path, contents, layer.file_len()).await?;
+        self.metrics
+            .add_bytes(FileKind::Layer, OpKind::Upload, layer.file_len());
         fail::fail_point!("after-upload-layer", |_| {
             Err(UploadError::Failpoint("after-upload-layer"))
         });
@@ -327,6 +339,7 @@ impl TimelineClient {
         self.storage
             .upload(&paths::index(self.id), contents, length)
             .await?;
+        self.metrics.add_bytes(FileKind::Index, OpKind::Upload, length);
         fail::fail_point!("after-upload-index", |_| {
             Err(UploadError::Failpoint("after-upload-index"))
         });
@@ -343,9 +356,14 @@ impl TimelineClient {
         let _unfinished = self.metrics.begin(FileKind::Layer, OpKind::Download);
         let started = Instant::now();
         let from = (&self.storage, &self.cancel);
-        let result = download::download_layer(from, self.id, (name, file_len), target).await;
+        let to = (target, &*self.disk);
+        let result = download::download_layer(from, self.id, (name, file_len), to).await;
         self.metrics
             .observe(FileKind::Layer, OpKind::Download, &result, started.elapsed());
+        if result.is_ok() {
+            self.metrics
+                .add_bytes(FileKind::Layer, OpKind::Download, file_len);
+        }
         result
     }
 

@@ -15,6 +15,7 @@ use utils::id::{TenantId, TenantTimelineId, TimelineId};
 
 use super::index::{DecodeIndexError, FILE_LEN_MAX, IndexPart};
 use super::paths;
+use crate::disk_space::{DiskSpace, is_out_of_space};
 
 /// Suffix of a file that is being downloaded.
 pub const TEMP_DOWNLOAD_SUFFIX: &str = ".temp_download";
@@ -80,7 +81,9 @@ impl Retryable for DownloadError {
             DownloadError::Length { .. } | DownloadError::Stream { .. } | DownloadError::Failpoint(_) => {
                 false
             }
-            DownloadError::Local { .. } | DownloadError::Index { .. } | DownloadError::Stopping => true,
+            // There may be room soon.
+            DownloadError::Local { source, .. } => !is_out_of_space(source),
+            DownloadError::Index { .. } | DownloadError::Stopping => true,
         }
     }
 }
@@ -172,12 +175,13 @@ pub async fn download_index(
     Ok(Some(decoded))
 }
 
-/// Downloads a layer of `want` bytes to the file `target`, which appears whole or not at all.
+/// Downloads a layer of `want` bytes to the file `target`, which appears whole or not at all. If `disk` has no room
+/// for it, it is tried again like any other failure that may pass.
 pub async fn download_layer(
     (storage, cancel): Source<'_>,
     id: TenantTimelineId,
     (name, want): (&LayerFileName, u64),
-    target: &Path,
+    (target, disk): (&Path, &DiskSpace),
 ) -> Result<(), DownloadError> {
     let path = paths::layer(id, name);
     let temp = crashsafe::with_suffix(target, TEMP_DOWNLOAD_SUFFIX);
@@ -186,7 +190,13 @@ pub async fn download_layer(
         source,
     };
     let downloaded = retry_download(format!("download of {path}"), cancel, async || {
-        let got = fetch(storage, &path, &temp).await?;
+        let got = fetch(storage, &path, &temp).await;
+        disk.note(&got);
+        if got.is_err() {
+            // Others may need the room until the next attempt.
+            let _ = tokio::fs::remove_file(&temp).await;
+        }
+        let got = got?;
         if got != want {
             let path = path.clone();
             return Err(DownloadError::Length { path, want, got });

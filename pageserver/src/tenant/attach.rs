@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use remote_storage::pause_after;
 use utils::blocking;
 use utils::crashsafe::{self, CrashsafeError, TEMP_SUFFIX};
 use utils::id::TenantId;
@@ -17,8 +18,9 @@ use super::config::{self, ReadConfigError};
 use super::load::LoadError;
 use super::manager::TenantManager;
 use super::{Tenant, TenantState, paths};
+use crate::disk_space::is_out_of_space;
 use crate::remote::WaitUploadedError;
-use crate::remote::retry::error_chain;
+use crate::remote::retry::{self, error_chain};
 use crate::timeline::FlushError;
 
 /// How long a detach waits until everything is in object storage.
@@ -96,7 +98,9 @@ impl TenantManager {
             return Err(AttachError::DirectoryExists(id));
         }
         let made = dir.clone();
-        blocking::run(move || create_attaching_dir(&made)).await?;
+        let created = blocking::run(move || create_attaching_dir(&made)).await;
+        self.context().disk.note(&created);
+        created?;
         let tenant = self.make(id, dir, Default::default());
         tenant.state.send_replace(TenantState::Attaching);
         self.insert(&tenant);
@@ -202,8 +206,28 @@ impl Tenant {
         }
     }
 
+    /// A full disk is waited for: there will be room again.
+    async fn load_when_there_is_room(self: &Arc<Self>) -> Result<(), LoadError> {
+        let disk = &self.context.disk;
+        let mut failures = 0_u32;
+        loop {
+            let loaded = self.load_timelines().await;
+            disk.note(&loaded);
+            let error = match loaded {
+                Err(error) if is_out_of_space(&error) => error,
+                loaded => return loaded,
+            };
+            failures = failures.saturating_add(1);
+            retry::log_failure(&format!("tenant {}: cannot be loaded", self.id), failures, &error);
+            tokio::select! {
+                () = disk.pause(pause_after(failures)) => {}
+                () = self.cancel.cancelled() => return Err(LoadError::Stopping),
+            }
+        }
+    }
+
     async fn try_load(self: &Arc<Self>, was_attaching: bool) -> Result<(), LoadError> {
-        self.load_timelines().await?;
+        self.load_when_there_is_room().await?;
         if was_attaching {
             fail::fail_point!("attach-before-remove-mark");
             let mark = paths::attaching_mark(&self.dir);

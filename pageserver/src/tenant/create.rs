@@ -139,7 +139,9 @@ impl Tenant {
             start: metadata.disk_consistent_lsn,
             id,
         };
-        if let Err(error) = blocking::run(move || start_files(&dir)).await {
+        let started = blocking::run(move || start_files(&dir)).await;
+        self.context.disk.note(&started);
+        if let Err(error) = started {
             unfinished.abort().await;
             return Err(error);
         }
@@ -214,6 +216,7 @@ impl UninitTimeline {
     /// Makes the timeline real and active. On failure nothing of it is left, so that it can be tried again.
     pub async fn finish(mut self) -> Result<Arc<Timeline>, CreateTimelineError> {
         let finished = self.try_finish().await;
+        self.tenant.context.disk.note(&finished);
         if finished.is_err() {
             self.abort().await;
         }

@@ -2,13 +2,16 @@
 //!
 //! Each tenant keeps its most recently used layers up to `min_resident_size`, unless that is not enough:
 //! a full disk is worse than a slow tenant.
+//!
+//! A look is taken once in a period, if that is configured, and in any case when a write has failed for want of room:
+//! then some room is made whatever the settings say, because they have come too late.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::TenantManager;
+use super::{TenantManager, paths};
 use crate::task_kind::TaskKind;
 use crate::timeline::eviction::{EvictionCandidate, LayerMoved, evict};
 
@@ -37,6 +40,19 @@ fn default_max_usage_pct() -> u8 {
     100
 }
 
+/// Part of the file system that is made free when a write has failed for want of room, and the most that is.
+const ROOM_PART: u64 = 20;
+const ROOM_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Why layers are evicted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reason {
+    /// It is time to look.
+    Period,
+    /// A write has failed for want of room.
+    Full,
+}
+
 /// A file system as it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Usage {
@@ -57,6 +73,15 @@ impl DiskUsageConfig {
             .max_resident_bytes
             .map_or(0, |max| usage.resident_bytes.saturating_sub(max));
         by_percentage.max(by_free).max(by_budget)
+    }
+}
+
+/// Bytes that have to go.
+fn excess(config: Option<&DiskUsageConfig>, usage: Usage, reason: Reason) -> u64 {
+    let by_config = config.map_or(0, |config| config.excess(usage));
+    match reason {
+        Reason::Period => by_config,
+        Reason::Full => by_config.max((usage.total_bytes / ROOM_PART).min(ROOM_BYTES_MAX)),
     }
 }
 
@@ -81,12 +106,22 @@ fn rank(mut of_tenant: Vec<EvictionCandidate>, min_resident_size: u64) -> Vec<Ra
 
 impl TenantManager {
     /// Evicts whenever it is necessary, until `cancel` fires.
-    pub async fn watch_disk_usage(&self, config: DiskUsageConfig, cancel: CancellationToken) {
+    pub async fn watch_disk_usage(&self, config: Option<DiskUsageConfig>, cancel: CancellationToken) {
+        let disk = &self.context().disk;
+        let mut failures = disk.failures();
         let work = TaskKind::Eviction.scope(async {
             loop {
-                tokio::time::sleep(config.period).await;
-                if let Err(error) = self.evict_for_room(&config).await {
-                    tracing::error!("cannot evict layers: {error:#}");
+                let reason = tokio::select! {
+                    () = sleep_if_some(config.as_ref().map(|config| config.period)) => Reason::Period,
+                    failed = failures.changed() => {
+                        failed.expect("the sender lives as long as the server");
+                        Reason::Full
+                    }
+                };
+                match self.make_room(config.as_ref(), reason).await {
+                    Ok(0) => {}
+                    Ok(_) => disk.room_made(),
+                    Err(error) => tracing::error!("cannot evict layers: {error:#}"),
                 }
             }
         });
@@ -98,8 +133,16 @@ impl TenantManager {
 
     /// Evicts as much as `config` asks for. Returns the bytes that were freed.
     pub async fn evict_for_room(&self, config: &DiskUsageConfig) -> anyhow::Result<u64> {
+        self.make_room(Some(config), Reason::Period).await
+    }
+
+    async fn make_room(&self, config: Option<&DiskUsageConfig>, reason: Reason) -> anyhow::Result<u64> {
+        if self.context().remote.is_none() {
+            // Every layer is the only copy.
+            return Ok(0);
+        }
         let usage = self.disk_usage().await?;
-        let excess = config.excess(usage);
+        let excess = excess(config, usage, reason);
         if excess == 0 {
             return Ok(0);
         }
@@ -109,7 +152,8 @@ impl TenantManager {
             let candidates = timelines
                 .iter()
                 .flat_map(|timeline| timeline.eviction_candidates());
-            ranked.extend(rank(candidates.collect(), config.min_resident_size));
+            let min_resident_size = config.map_or(0, |config| config.min_resident_size);
+            ranked.extend(rank(candidates.collect(), min_resident_size));
         }
         ranked.sort_by_key(|ranked| (ranked.is_kept, ranked.candidate.last_access));
         let mut freed = 0;
@@ -131,7 +175,8 @@ impl TenantManager {
     }
 
     async fn disk_usage(&self) -> anyhow::Result<Usage> {
-        let dir = self.workdir().to_owned();
+        // It may be a file system of its own.
+        let dir = paths::tenants_dir(self.workdir());
         let stat = utils::blocking::run(move || rustix::fs::statvfs(&dir)).await?;
         let timelines = self.list().into_iter().flat_map(|tenant| tenant.timelines());
         Ok(Usage {
@@ -139,6 +184,13 @@ impl TenantManager {
             avail_bytes: stat.f_bavail * stat.f_frsize,
             resident_bytes: timelines.map(|timeline| timeline.resident_size()).sum(),
         })
+    }
+}
+
+async fn sleep_if_some(period: Option<Duration>) {
+    match period {
+        Some(period) => tokio::time::sleep(period).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -169,7 +221,19 @@ mod tests {
             (config(80, 150, Some(200)), 300),
             (config(0, 0, None), 900),
         ] {
-            assert_eq!(config.excess(usage), want, "{config:?}");
+            assert_eq!(excess(Some(&config), usage, Reason::Period), want, "{config:?}");
         }
+    }
+
+    #[test]
+    fn on_a_full_disk_room_is_made_whatever_the_settings() {
+        let usage = |total_bytes| Usage {
+            total_bytes,
+            avail_bytes: 0,
+            resident_bytes: total_bytes,
+        };
+        assert_eq!(excess(None, usage(1000), Reason::Period), 0);
+        assert_eq!(excess(None, usage(1000), Reason::Full), 50);
+        assert_eq!(excess(None, usage(u64::MAX), Reason::Full), ROOM_BYTES_MAX);
     }
 }

@@ -164,7 +164,7 @@ impl TenantManager {
     }
 
     /// What all tenants share.
-    pub(super) fn context(&self) -> &Arc<StoreContext> {
+    pub fn context(&self) -> &Arc<StoreContext> {
         &self.config.context
     }
 

@@ -9,6 +9,8 @@ use std::collections::{BinaryHeap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use pageserver_api::key::Key;
@@ -19,14 +21,17 @@ use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
 
 use super::{ReadError, Timeline};
+use crate::disk_space::is_out_of_space;
 use crate::layers::LayerError;
 use crate::layers::file::{Layer, LayerScan, ScannedValue};
+use crate::layers::map::LayerMap;
 use crate::layers::residence::Pin;
-use crate::layers::writer::{DeltaLayerWriter, WrittenLayer};
+use crate::layers::writer::{DeltaLayerWriter, NewFiles, WrittenLayer};
 use crate::task_kind::TaskKind;
 
-/// Level 0 layers merged at once; bounds open files and buffers.
-const L0_MERGE_MAX: usize = 64;
+/// Level 0 layers merged at once; bounds open files and buffers. Fewer where the disk has no room for so many: they have
+/// to be here while they are merged.
+pub(super) const L0_MERGE_MAX: usize = 64;
 
 /// Layers could not be rewritten; nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,9 @@ pub enum CompactionError {
     /// The timeline is being stopped.
     #[error("the timeline is being stopped")]
     Stopping,
+    /// The layers to be merged would have to be here all at once. Others need the room that there is.
+    #[error("there is no room on the disk for {0} layers to be merged")]
+    NoRoom(usize),
     /// New layers could not be made durable.
     #[error("cannot make layer files durable")]
     Durability(#[from] CrashsafeError),
@@ -57,15 +65,26 @@ impl Timeline {
 
     /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error.
     async fn compact_l0(self: &Arc<Self>) -> Result<(), CompactionError> {
-        let mut unreadable = HashSet::new();
+        let (mut healed, mut unreadable) = (HashSet::new(), HashSet::new());
         let mut first_error = None;
         loop {
+            let began = Instant::now();
             let Err(error) = self.compact_l0_but(&unreadable).await else {
                 return first_error.map_or(Ok(()), Err);
             };
+            if is_no_room(&error) {
+                return Err(error);
+            }
             let Some(layer) = self.layer_of(&error).filter(|name| !unreadable.contains(name)) else {
                 return Err(error);
             };
+            if matches!(error, CompactionError::Layer(LayerError::Damaged { .. }))
+                && healed.insert(layer.clone())
+                && let Some(layer) = self.find_layer(&layer)
+                && layer.heal(began).await
+            {
+                continue;
+            }
             tracing::error!(tenant_id = %self.tenant_id, timeline_id = %self.timeline_id,
                 "layer {layer} cannot be compacted, the others are");
             unreadable.insert(layer);
@@ -96,17 +115,44 @@ impl Timeline {
         let Some(run) = run_to_merge(files.l0(), unreadable, config.compaction_threshold.max(1)) else {
             return Ok(());
         };
-        let merged = run[..run.len().min(L0_MERGE_MAX)].to_vec();
+        let merge_max = self.l0_merge_max.load(Ordering::Relaxed);
+        let merged = run[..run.len().min(merge_max)].to_vec();
+        let merged_count = merged.len();
+        let compacted = self.merge_l0(merged, &files).await;
+        let next_max = match &compacted {
+            Err(error) if is_no_room(error) => (merged_count / 2).max(1),
+            _ => (merge_max * 2).min(L0_MERGE_MAX),
+        };
+        self.l0_merge_max.store(next_max, Ordering::Relaxed);
+        compacted
+    }
+
+    /// Brings the files of all layers to the local disk, and keeps them there; gives up as soon as the disk is full.
+    async fn pin_all(&self, layers: &[Arc<Layer>]) -> Result<Vec<Pin>, CompactionError> {
+        let mut failures = self.context.disk.failures();
+        let pins = futures::future::try_join_all(layers.iter().map(|layer| layer.pin()));
+        tokio::select! {
+            pins = pins => Ok(pins?),
+            // What was fetched for nothing can be evicted now.
+            _ = failures.changed() => Err(CompactionError::NoRoom(layers.len())),
+        }
+    }
+
+    async fn merge_l0(
+        self: &Arc<Self>,
+        merged: Vec<Arc<Layer>>,
+        files: &LayerMap,
+    ) -> Result<(), CompactionError> {
         let spec = PieceSpec {
             dir: self.dir.clone(),
             id: self.id(),
-            target_bytes: config.compaction_target_size,
+            target_bytes: self.config().compaction_target_size,
             lsn_range: lsn_span(&merged),
             existing: files.iter().map(|layer| layer.name().clone()).collect(),
             stopping: self.cancel.clone(),
         };
         let removed = merged.iter().map(|layer| layer.name().clone()).collect();
-        let pins = pin_all(&merged).await?;
+        let pins = self.pin_all(&merged).await?;
         let task_kind = TaskKind::current();
         let work = move || -> Result<_, CompactionError> {
             let (dir, _pins) = (spec.dir.clone(), pins);
@@ -114,10 +160,11 @@ impl Timeline {
             fail::fail_point!("compaction-before-sync");
             crashsafe::fsync_dir(&dir)?;
             fail::fail_point!("compaction-after-sync");
-            Ok(written)
+            Ok(written.take())
         };
-        let written = self.run_blocking(work).await?;
-        self.replace_files(written, removed);
+        let written = self.run_blocking(work).await;
+        self.context.disk.note(&written);
+        self.replace_files(written?, removed);
         Ok(())
     }
 
@@ -151,9 +198,8 @@ fn run_to_merge<'a>(
         .max_by_key(|run| run.len())
 }
 
-/// Brings the files of all layers to the local disk, and keeps them there.
-async fn pin_all(layers: &[Arc<Layer>]) -> Result<Vec<Pin>, LayerError> {
-    futures::future::try_join_all(layers.iter().map(|layer| layer.pin())).await
+fn is_no_room(error: &CompactionError) -> bool {
+    matches!(error, CompactionError::NoRoom(_)) || is_out_of_space(error)
 }
 
 fn lsn_span(layers: &[Arc<Layer>]) -> Range<Lsn> {
@@ -176,7 +222,7 @@ struct PieceSpec {
 }
 
 /// Merges delta layers into ones over fewer keys. Blocking.
-fn merge(layers: &[Arc<Layer>], spec: PieceSpec) -> Result<Vec<WrittenLayer>, CompactionError> {
+fn merge(layers: &[Arc<Layer>], spec: PieceSpec) -> Result<NewFiles, CompactionError> {
     let mut pieces = Pieces::new(spec);
     let mut of_key: Vec<(Lsn, Bytes)> = Vec::new();
     let (mut current, mut bytes) = (None, 0);
@@ -207,16 +253,16 @@ struct Pieces {
     open: Option<(DeltaLayerWriter, Key, Key)>,
     /// The key that is being split, and the LSN from which on its versions are not written yet.
     split: Option<(Key, Lsn)>,
-    written: Vec<WrittenLayer>,
+    written: NewFiles,
 }
 
 impl Pieces {
     fn new(spec: PieceSpec) -> Self {
         Pieces {
+            written: NewFiles::new(&spec.dir),
             spec,
             open: None,
             split: None,
-            written: Vec::new(),
         }
     }
 
@@ -294,7 +340,7 @@ impl Pieces {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<WrittenLayer>, LayerError> {
+    fn finish(mut self) -> Result<NewFiles, LayerError> {
         self.close()?;
         Ok(self.written)
     }

@@ -76,12 +76,14 @@ impl Timeline {
                 continue;
             }
             last_freeze = Instant::now();
-            match self.flush_frozen().await {
+            let flushed = self.flush_frozen().await;
+            self.context.disk.note(&flushed);
+            match flushed {
                 Ok(()) => pause = RETRY_PAUSE_MIN,
                 Err(error) => {
                     tracing::error!(tenant_id = %self.tenant_id, timeline_id = %self.timeline_id,
                         "flush failed, will retry in {pause:?}: {:#}", anyhow::Error::from(error));
-                    tokio::time::sleep(pause).await;
+                    self.context.disk.pause(pause).await;
                     pause = RETRY_PAUSE_MAX.min(pause * 2);
                 }
             }

@@ -18,7 +18,7 @@ use utils::lsn::Lsn;
 use super::compaction::CompactionError;
 use super::{ReadError, Timeline};
 use crate::layers::map::LayerMap;
-use crate::layers::writer::{ImageLayerWriter, WrittenLayer};
+use crate::layers::writer::{ImageLayerWriter, NewFiles};
 
 /// Keys read together; bounds the pages in memory.
 const BATCH_KEYS: usize = 256;
@@ -65,10 +65,11 @@ impl Timeline {
             fail::fail_point!("image-creation-before-sync");
             crashsafe::fsync_dir(&job.timeline.dir)?;
             fail::fail_point!("image-creation-after-sync");
-            Ok(job.written)
+            Ok(job.written.take())
         };
-        let written = self.run_blocking(work).await?;
-        self.replace_files(written, Default::default());
+        let written = self.run_blocking(work).await;
+        self.context.disk.note(&written);
+        self.replace_files(written?, Default::default());
         Ok(())
     }
 }
@@ -149,17 +150,17 @@ struct ImageJob {
     open: Option<(ImageLayerWriter, Key)>,
     /// The relation forks met.
     forks: HashMap<RelTag, ForkState>,
-    written: Vec<WrittenLayer>,
+    written: NewFiles,
 }
 
 impl ImageJob {
     fn new(timeline: Arc<Timeline>, lsn: Lsn) -> Self {
         ImageJob {
+            written: NewFiles::new(&timeline.dir),
             timeline,
             lsn,
             open: None,
             forks: HashMap::new(),
-            written: Vec::new(),
         }
     }
 

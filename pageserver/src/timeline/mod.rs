@@ -124,6 +124,8 @@ pub struct Timeline {
     horizon: Horizon,
     /// See [`Timeline::read_depth`].
     read_depth: AtomicUsize,
+    /// Level 0 layers that the next compaction merges at most.
+    l0_merge_max: AtomicUsize,
     state: watch::Sender<TimelineState>,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -202,7 +204,7 @@ impl Timeline {
         });
         let last = metadata.disk_consistent_lsn;
         let prev = metadata.prev_record_lsn.unwrap_or_default();
-        let storage = context.remote.clone();
+        let (storage, disk) = (context.remote.clone(), Arc::clone(&context.disk));
         Arc::new(Timeline {
             tenant_id: id.tenant_id,
             timeline_id: id.timeline_id,
@@ -220,7 +222,7 @@ impl Timeline {
             last_record: RwLock::new(RecordLsn { last, prev }),
             last_record_wait: LsnWait::new(last),
             disk_consistent: LsnWait::new(last),
-            remote: storage.map(|storage| TimelineClient::new(storage, id, index)),
+            remote: storage.map(|storage| TimelineClient::new(storage, id, index, disk)),
             download_all: Mutex::default(),
             writer_turn: Arc::default(),
             housekeeping_turn: tokio::sync::Mutex::default(),
@@ -230,6 +232,7 @@ impl Timeline {
                 branch_points: Mutex::default(),
             },
             read_depth: AtomicUsize::new(0),
+            l0_merge_max: AtomicUsize::new(compaction::L0_MERGE_MAX),
             state: watch::Sender::new(TimelineState::Loading),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),

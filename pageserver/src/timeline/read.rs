@@ -12,6 +12,7 @@ use super::{ReadError, ReadStore, Timeline, reconstruct};
 use crate::layers::LayerError;
 use crate::layers::map::{LayerMap, NextLayer};
 use crate::layers::read_state::ReadState;
+use crate::metrics;
 
 /// Keys that one step of a scan reads together; bounds what is in memory beside the result.
 const SCAN_BATCH_KEYS: usize = 1024;
@@ -142,6 +143,7 @@ impl Timeline {
     }
 
     fn finish(&self, mut state: ReadState, lsn: Lsn, remember: Remember) -> Result<Option<Bytes>, ReadError> {
+        metrics::note_read(state.files_visited);
         state.records.reverse();
         let value = reconstruct(state.key, lsn, state.base, &state.records)?;
         if let (Remember::Reconstructed, Some(page), Some((changed, _))) =
@@ -206,6 +208,7 @@ async fn collect_one(files: &LayerMap, state: &mut ReadState, lsn: Lsn) -> Resul
     while !state.complete
         && let Some(next) = files.next(state.key, state.upper)
     {
+        state.files_visited += 1;
         next.layer
             .collect(state, next.floor)
             .await
@@ -228,6 +231,7 @@ async fn collect_many(files: &LayerMap, states: &mut [ReadState], lsn: Lsn) -> R
         round.sort_by_key(|(next, index)| (next.layer.number(), *index));
         for (next, index) in round {
             let state = &mut states[index];
+            state.files_visited += 1;
             next.layer
                 .collect(state, next.floor)
                 .await

@@ -483,9 +483,13 @@ async fn a_damaged_timeline_does_not_keep_the_others_from_working() {
 async fn damaged_layers_of_a_branch_are_named_and_its_ancestor_is_as_it_was() {
     let mut site = Site::filled(24).await;
     let (main, branch) = (site.env.main, site.branch());
-    let dir = site.env.timeline(branch).dir().to_owned();
+    let (dir, objects) = (site.env.timeline(branch).dir().to_owned(), site.objects(branch));
     site.env.manager.shutdown().await;
-    for name in names_in(&dir).into_iter().filter(|name| name != "metadata") {
+    for name in names_in(&objects)
+        .iter()
+        .filter(|name| *name != "index_part.json")
+    {
+        damage(&objects.join(name));
         damage(&dir.join(name));
     }
     site.load().await;
@@ -514,7 +518,40 @@ async fn damaged_layers_of_a_branch_are_named_and_its_ancestor_is_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_files_are_fetched_again() {
+    let mut site = Site::filled(25).await;
+    for timeline in site.env.timelines() {
+        for (name, _) in timeline.layer_names() {
+            damage(&timeline.dir().join(name.to_string()));
+        }
+    }
+    site.env.manager.shutdown().await;
+    site.load().await;
+    // Compaction finds damage, too.
+    for timeline in site.env.timelines() {
+        timeline.compact().await.unwrap();
+    }
+    site.env.check(10).await;
+}
+
+/// Set where a test has a process to itself.
+const ALONE: &str = "LAYERS_TEST_ALONE";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_gives_up_after_ten_attempts() {
+    if std::env::var_os(ALONE).is_none() {
+        // The failpoint counts the downloads of the whole process, so other tests must not run in it.
+        let name = "remote::a_download_gives_up_after_ten_attempts";
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = alone
+            .args(["--exact", name, "--nocapture"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && output.contains("1 passed"), "{output}");
+        return;
+    }
     let mut site = Site::filled(22).await;
     let timeline = site.env.timeline(site.env.main);
     let (key, lsn) = (all_keys()[0], timeline.last_record().last);
