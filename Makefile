@@ -15,7 +15,7 @@ FIRST_SEED ?= 1
 FUZZ_SECONDS ?= 180
 
 .PHONY: bench-load simulate test-simulator test-s3 help setup setup-tests build release extension test-extension quickstart test test-rust test-regress lint nightly bench clean
-.PHONY: oracle oracle-all fuzz-tool fuzz-safekeeper fuzz-redo bench-redo nightly-regress
+.PHONY: oracle oracle-all fuzz-tool fuzz-safekeeper fuzz-redo bench-redo nightly-regress setup-garage nightly-garage
 
 help:
 	@echo "make quickstart   build, start a cluster, show SQL and a branch"
@@ -114,10 +114,25 @@ lint: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	scripts/check_licences.py
 
-nightly: nightly-regress oracle-all fuzz-redo fuzz-safekeeper
+nightly: nightly-regress nightly-garage oracle-all fuzz-redo fuzz-safekeeper
 
 nightly-regress: build extension test-extension setup-tests
 	NEON_NIGHTLY=1 $(PYTEST) test_runner/regress -n $(PYTEST_WORKERS)
+
+# A second S3 server, which has to be compiled (5 to 15 minutes, once). It is a tool of the tests, and linked to nothing.
+GARAGE_DIR := target/garage
+setup-garage: setup-tests
+	@test -x $(GARAGE_DIR)/bin/garage || \
+		CARGO_TARGET_DIR=$(abspath $(GARAGE_DIR)/build) CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+		CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256 cargo install garage --version 2.5.0 --locked --root $(GARAGE_DIR) \
+		--no-default-features --features bundled-libs,sqlite
+	@rm -rf $(GARAGE_DIR)/build
+
+# What uses object storage, over that server. It does not keep keys that begin with `/`: see docs/remote_storage.md.
+nightly-garage: build extension test-extension setup-garage
+	S3_SERVER=garage $(WITH_S3) cargo test -p remote_storage --features s3 -- --skip a_prefix_is_not_needed
+	S3_SERVER=garage $(PYTEST) test_runner/regress/test_remote_storage.py test_runner/regress/test_wal_offload.py \
+		test_runner/regress/test_damaged_objects.py -n $(PYTEST_WORKERS)
 
 bench: release extension setup-tests
 	cargo build --release -p pageserver --example getpage
