@@ -70,20 +70,46 @@ fn many_layers() -> Vec<Arc<Layer>> {
         .collect()
 }
 
+/// Newest image and newest delta at a place, by looking at every layer.
+fn newest_covering(names: &[LayerFileName], key: Key, upper: Lsn) -> (Option<Lsn>, Option<Lsn>) {
+    let mut newest = (None, None);
+    for name in names {
+        if name.key_range().contains(&key) && name.lsn_range().start < upper {
+            let kind = if name.is_delta() {
+                &mut newest.1
+            } else {
+                &mut newest.0
+            };
+            *kind = (*kind).max(Some(name.lsn_range().end));
+        }
+    }
+    newest
+}
+
 fn layer_map(c: &mut Criterion) {
     let layers = many_layers();
     let map = LayerMap::default().changed(layers.clone(), &HashSet::new());
     let mut n = 0u32;
+    let mut any_place = move || {
+        n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let lsn = Lsn(8 + u64::from(n >> 8) % (DEPTH * 1000));
+        (block_key((n >> 4) % (COLUMNS * 100)), lsn)
+    };
     c.bench_function("layer map: lookup among 50,000 layers", |b| {
         b.iter(|| {
-            n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let lsn = Lsn(8 + u64::from(n >> 8) % (DEPTH * 1000));
-            map.next(block_key((n >> 4) % (COLUMNS * 100)), lsn)
-                .map(|next| next.floor)
+            let (key, lsn) = any_place();
+            map.next(key, lsn).map(|next| next.floor)
         });
     });
+    let names: Vec<LayerFileName> = layers.iter().map(|layer| layer.name().clone()).collect();
     let mut slow = c.benchmark_group("layer map");
     slow.sample_size(10);
+    slow.bench_function("peer: search through all 50,000 layers", |b| {
+        b.iter(|| {
+            let (key, lsn) = any_place();
+            newest_covering(&names, key, lsn)
+        });
+    });
     slow.bench_function("rebuild with 50,000 layers", |b| {
         b.iter(|| {
             LayerMap::default()

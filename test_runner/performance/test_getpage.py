@@ -1,12 +1,12 @@
 """GetPage over one connection, for pages in the pageserver's reach, beside the shortest query to stock PostgreSQL."""
 
-import json
 import re
 
 import pytest
 
 from fixtures.compare import Comparison, report_values
-from fixtures.neon_env import SUPERUSER, NeonEnvBuilder, run
+from fixtures.getpage import PageReader
+from fixtures.neon_env import SUPERUSER, NeonEnvBuilder
 from fixtures.stock import StockServer
 
 ROUNDS = 5
@@ -20,22 +20,7 @@ def test_getpage(neon_env_builder: NeonEnvBuilder, test_dir, ports, relation: st
     endpoint = env.endpoint("main").start()
     endpoint.pgbench("-q", "-i", "-s", "10")
     endpoint.pgbench("-n", "-c", "4", "-t", "2500")
-    rel = "/".join(map(str, endpoint.sql(
-        "SELECT 1663, (SELECT oid FROM pg_database WHERE datname = current_database()), "
-        f"pg_relation_filenode('{relation}')")[0]))
-    blocks = endpoint.value(f"SELECT pg_relation_size('{relation}') / 8192")
-    results: list[dict] = []
-
-    def getpage() -> float:
-        output = run([
-            str(env.bin / "examples" / "getpage"),
-            "--connect", f"postgresql://no_user@127.0.0.1:{env.pageserver.pg_port}",
-            "--tenant", env.tenant, "--timeline", env.timelines["main"], "--relation", rel,
-            "--blocks", str(blocks), "--seed", str(len(results)),
-        ], {}, 300)
-        results.append(json.loads(output))
-        return results[-1]["p50_us"]
-
+    reader = PageReader(env, endpoint, relation)
     stock = StockServer(test_dir / "stock", ports.get()).init().start()
 
     script = test_dir / "select_1.sql"
@@ -46,7 +31,9 @@ def test_getpage(neon_env_builder: NeonEnvBuilder, test_dir, ports, relation: st
                             "-h", "127.0.0.1", "-p", str(stock.port), "-U", SUPERUSER, "postgres")
         return 1000 * float(re.search(r"latency average = ([\d.]+) ms", output).group(1))
 
-    Comparison(f"getpage_{relation}_beside_select_1", "us", False).alternate(getpage, round_trip, ROUNDS).report()
+    Comparison(f"getpage_{relation}_beside_select_1", "us", False).alternate(
+        lambda: reader.read()["p50_us"], round_trip, ROUNDS
+    ).report()
     for name, unit in [("p50_us", "us"), ("p99_us", "us"), ("pages_per_second", "pages/s")]:
-        report_values(f"getpage_{relation}_{name}", unit, [result[name] for result in results])
+        report_values(f"getpage_{relation}_{name}", unit, [result[name] for result in reader.results])
     stock.destroy()
