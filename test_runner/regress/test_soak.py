@@ -12,6 +12,7 @@ import pytest
 from fixtures.bank import Bank
 from fixtures.lsn import parse
 from fixtures.neon_env import CommandFailed, Endpoint, NeonEnv, NeonEnvBuilder
+from fixtures.processes import wait_until
 
 SECONDS = int(os.environ.get("SOAK_SECONDS", "240"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -31,8 +32,12 @@ SETTINGS = {
     "pitr_interval": "0s",
     "eviction_policy": {"kind": "LayerAccessThreshold", "period": "1s", "threshold": "3s"},
 }
-# Layers of the cutoff and later ones, and what was downloaded within the threshold: far below what was written.
-LOCAL_MB_MAX = 150
+# All layers together may take so much of the disk; far less than there is in object storage.
+BUDGET = 32 * MB
+EVICTION = f"disk_usage_based_eviction = {{max_resident_bytes = {BUDGET}, period = '1s'}}"
+# Beyond the budget there may be what has come since the last look: for each timeline, while only the bank is at work, a
+# layer just written and one being written.
+LOCAL_BYTES_MAX = BUDGET + 2 * SETTINGS["checkpoint_distance"] * BRANCHES_MAX
 
 STATE = "SELECT count(*), coalesce(sum(hashtext(i || v)), 0), coalesce(sum(n), 0) FROM t"
 
@@ -69,7 +74,7 @@ class Life:
 
     def step(self):
         """Something happens, of the kinds of work more often than of the accidents."""
-        work = [self.update, self.insert_and_delete, self.vacuum, self.make_and_drop_tables, self.record]
+        work = [self.update, self.insert_and_delete, self.vacuum, self.make_and_drop_tables, self.record, self.rest]
         accidents = [self.branch_now, self.branch_from_the_past, self.drop_branch, self.check_the_past]
         accidents += [self.restart_compute, self.kill_pageserver, self.kill_safekeeper, self.detach_and_attach]
         action = self.rng.choice(work * 3 + accidents)
@@ -85,6 +90,10 @@ class Life:
             except FileNotFoundError:
                 pass  # It was evicted just now.
         return total
+
+    def rest(self):
+        """Whatever was done before, and whatever was read: it takes seconds until the disk is within its bounds."""
+        wait_until(lambda: self.local_bytes() <= LOCAL_BYTES_MAX, "the disk is within its bounds", 60)
 
     def update(self):
         modulus = self.rng.randrange(2, 20)
@@ -206,10 +215,11 @@ class Life:
 @pytest.mark.timeout(SECONDS + 600)
 def test_soak(neon_env_builder: NeonEnvBuilder):
     neon_env_builder.safekeepers = 3
-    neon_env_builder.with_local_fs()
+    neon_env_builder.with_local_fs().pageserver_overrides.append(EVICTION)
     env = neon_env_builder.start()
     away = "Cannot find|not found|is not active|will not become active"
-    env.allowed_log_lines += ["wal receiver|walreceiver", away]
+    # Until what is to go has been uploaded.
+    env.allowed_log_lines += ["wal receiver|walreceiver", away, "the disk is too full"]
     life = Life(env)
     life.http.tenant_configure(env.tenant, **SETTINGS)
     main = life.start_compute("main")
@@ -224,6 +234,7 @@ def test_soak(neon_env_builder: NeonEnvBuilder):
             life.step()
         bank.wait_for(20, timeout=120)
     bank.check()
+    life.rest()
     while life.points:
         life.check_the_past()
         life.points = life.points[1:]
@@ -236,4 +247,4 @@ def test_soak(neon_env_builder: NeonEnvBuilder):
         f" at most {life.local_bytes_max / MB:.0f} MB on the pageserver's disk, {remote / MB:.0f} MB in object storage"
     )
     assert life.points_checked > 0
-    assert life.local_bytes_max < LOCAL_MB_MAX * MB
+    assert life.counts["rest"] > 0 and remote > LOCAL_BYTES_MAX, "without eviction the disk would be over its bounds"

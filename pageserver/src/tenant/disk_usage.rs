@@ -175,9 +175,13 @@ impl TenantManager {
     }
 
     async fn disk_usage(&self) -> anyhow::Result<Usage> {
-        // It may be a file system of its own.
-        let dir = paths::tenants_dir(self.workdir());
-        let stat = utils::blocking::run(move || rustix::fs::statvfs(&dir)).await?;
+        // The tenants may have a file system of their own; before the first of them there is no directory.
+        let (tenants, workdir) = (paths::tenants_dir(self.workdir()), self.workdir().to_owned());
+        let stat = utils::blocking::run(move || {
+            let found = rustix::fs::statvfs(&tenants);
+            found.or_else(|_| rustix::fs::statvfs(&workdir))
+        });
+        let stat = stat.await?;
         let timelines = self.list().into_iter().flat_map(|tenant| tenant.timelines());
         Ok(Usage {
             total_bytes: stat.f_blocks * stat.f_frsize,
