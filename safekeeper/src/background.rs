@@ -3,10 +3,11 @@
 //! None of it is needed for accepting WAL. The broker may be away for any time; each task goes on with
 //! what it has and tries again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Broker, BrokerConfig, TimelineInfoKey};
+use broker::{Broker, BrokerConfig, BrokerError, Publisher, TimelineInfoKey};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info};
 use utils::id::NodeId;
@@ -50,35 +51,39 @@ pub async fn publish(map: Arc<TimelineMap>, config: BrokerConfig) {
     let mut is_away = false;
     loop {
         ticks.tick().await;
-        for timeline in map.all() {
-            if !timeline.is_active() {
-                publisher.forget(timeline.id());
-                continue;
+        match publish_once(&map, &mut publisher).await {
+            Ok(()) if is_away => {
+                info!("broker is back");
+                is_away = false;
             }
-            let Some(info) = timeline.own_info(map.conf()) else {
-                continue;
-            };
-            let key = TimelineInfoKey {
-                timeline: timeline.id(),
-                node: map.conf().id,
-            };
-            match publisher.publish(key, &info).await {
-                Ok(()) if is_away => {
-                    info!("broker is back");
-                    is_away = false;
+            Ok(()) => {}
+            Err(error) => {
+                if !is_away {
+                    info!("cannot publish to the broker, retrying each second: {error}");
                 }
-                Ok(()) => {}
-                Err(error) => {
-                    if !is_away {
-                        info!("cannot publish to the broker, retrying each second: {error}");
-                    }
-                    is_away = true;
-                    // The others would wait for the same.
-                    break;
-                }
+                is_away = true;
             }
         }
     }
+}
+
+/// Publishes the state of all active timelines, and no others.
+async fn publish_once(map: &TimelineMap, publisher: &mut Publisher) -> Result<(), BrokerError> {
+    let mut infos = HashMap::new();
+    for timeline in map.all().into_iter().filter(|timeline| timeline.is_active()) {
+        if let Some(info) = timeline.own_info(map.conf()) {
+            infos.insert(timeline.id(), info);
+        }
+    }
+    publisher.keep_only(|timeline| infos.contains_key(&timeline));
+    publisher.tend().await?;
+    for (timeline, info) in infos {
+        let node = map.conf().id;
+        publisher
+            .publish(TimelineInfoKey { timeline, node }, &info)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Takes what other safekeepers publish, for ever.

@@ -1,6 +1,6 @@
 //! How safekeepers and pageservers find each other: short-lived facts in etcd.
 //!
-//! A safekeeper publishes the state of each of its active timelines once per second, under a lease
+//! A safekeeper publishes the state of each of its active timelines once per second, under one lease
 //! that ends seconds after the safekeeper does. Pageservers watch one timeline, safekeepers all.
 //!
 //! Nothing here is needed for correctness: what is read may be old, and etcd may be away. Whoever

@@ -1,6 +1,7 @@
-//! Publishing: each timeline's state under a lease of its own, kept alive by each publication.
+//! Publishing: the states of a process' timelines, all under one lease, which lasts as long as the process publishes.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
 use safekeeper_api::timeline_info::SkTimelineInfo;
@@ -9,59 +10,110 @@ use utils::id::TenantTimelineId;
 use crate::key::TimelineInfoKey;
 use crate::{Broker, BrokerError};
 
-/// How long a published state outlives its last publication, in seconds.
-const LEASE_TTL_SECONDS: i64 = 10;
+/// How long a published state outlives its last publication.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// How often the lease is prolonged.
+const KEEP_PERIOD: Duration = Duration::from_secs(3);
 
-/// Publishes the timelines of one safekeeper. Keeps the leases, so use one per process.
+/// Publishes the timelines of one safekeeper. Keeps a lease, so use one per process.
 pub struct Publisher {
     broker: Broker,
-    leases: HashMap<TenantTimelineId, i64>,
+    lease: Option<Lease>,
+    published: HashMap<TenantTimelineId, Published>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    id: i64,
+    /// It lasts for [`LEASE_TTL`] from then on, at least.
+    kept_at: Instant,
+}
+
+struct Published {
+    key: TimelineInfoKey,
+    /// When it is to vanish.
+    ends_at: Option<Instant>,
 }
 
 impl Publisher {
     pub(crate) fn new(broker: Broker) -> Self {
         Publisher {
             broker,
-            leases: HashMap::new(),
+            lease: None,
+            published: HashMap::new(),
         }
     }
 
-    /// Publishes the state of a timeline, to vanish [`LEASE_TTL_SECONDS`] after the last call.
+    /// Publishes the state of a timeline, to vanish 10 seconds after the process has published or
+    /// [tended](Self::tend) for the last time, or was first seen not to [keep](Self::keep_only) the timeline.
     ///
     /// # Errors
     /// etcd is away or refused; the next call starts with a new lease.
     pub async fn publish(&mut self, key: TimelineInfoKey, info: &SkTimelineInfo) -> Result<(), BrokerError> {
-        let result = self.try_publish(key, info).await;
-        if result.is_err() {
-            self.leases.remove(&key.timeline);
-        }
-        result
-    }
-
-    async fn try_publish(&mut self, key: TimelineInfoKey, info: &SkTimelineInfo) -> Result<(), BrokerError> {
         let value = serde_json::to_vec(info)?;
-        let client = &mut self.broker.client;
-        let lease = match self.leases.get(&key.timeline) {
-            Some(lease) => {
-                let (mut keeper, _answers) = client.lease_keep_alive(*lease).await?;
-                keeper.keep_alive().await?;
-                *lease
-            }
-            None => {
-                let lease = client.lease_grant(LEASE_TTL_SECONDS, None).await?.id();
-                self.leases.insert(key.timeline, lease);
-                lease
-            }
-        };
-        let options = PutOptions::new().with_lease(lease);
-        client
-            .put(key.encode(&self.broker.prefix), value, Some(options))
-            .await?;
+        let lease = self.lease().await?;
+        let put = self.broker.client.put(
+            key.encode(&self.broker.prefix),
+            value,
+            Some(PutOptions::new().with_lease(lease)),
+        );
+        if let Err(error) = put.await {
+            self.lease = None;
+            return Err(error.into());
+        }
+        self.published
+            .insert(key.timeline, Published { key, ends_at: None });
         Ok(())
     }
 
-    /// Stops keeping a timeline's lease; what was published vanishes when the lease ends.
-    pub fn forget(&mut self, timeline: TenantTimelineId) {
-        self.leases.remove(&timeline);
+    /// Timelines other than these are published no more; their states vanish 10 seconds later.
+    pub fn keep_only(&mut self, keeps: impl Fn(TenantTimelineId) -> bool) {
+        for (timeline, published) in &mut self.published {
+            if !keeps(*timeline) {
+                published
+                    .ends_at
+                    .get_or_insert_with(|| Instant::now() + LEASE_TTL);
+            }
+        }
+    }
+
+    /// To be called every second or so: lets vanish what was forgotten, and keeps the rest.
+    ///
+    /// # Errors
+    /// etcd is away or refused.
+    pub async fn tend(&mut self) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        let ended = |published: &&Published| published.ends_at.is_some_and(|end| end <= now);
+        while let Some(key) = self.published.values().find(ended).map(|published| published.key) {
+            let name = key.encode(&self.broker.prefix);
+            self.broker.client.delete(name, None).await?;
+            self.published.remove(&key.timeline);
+        }
+        if !self.published.is_empty() {
+            self.lease().await?;
+        }
+        Ok(())
+    }
+
+    /// The lease, prolonged if it is time for that, or a new one.
+    async fn lease(&mut self) -> Result<i64, BrokerError> {
+        let now = Instant::now();
+        // A lease that could not be prolonged is not tried again.
+        if let Some(lease) = self.lease.take_if(|lease| now - lease.kept_at >= KEEP_PERIOD)
+            && now - lease.kept_at < LEASE_TTL
+        {
+            self.broker.client.lease_keep_alive(lease.id).await?;
+            self.lease = Some(Lease {
+                kept_at: now,
+                ..lease
+            });
+        }
+        if let Some(lease) = self.lease {
+            return Ok(lease.id);
+        }
+        let granted = self.broker.client.lease_grant(LEASE_TTL.as_secs() as i64, None);
+        let id = granted.await?.id();
+        self.lease = Some(Lease { id, kept_at: now });
+        Ok(id)
     }
 }

@@ -135,6 +135,53 @@ async fn what_is_published_arrives_also_after_etcd_was_away() {
         .expect("the watch came back");
 }
 
+fn lease_ids(etcd: &Etcd) -> Vec<String> {
+    let output = Command::new("etcdctl")
+        .arg(format!("--endpoints=http://127.0.0.1:{}", etcd.port))
+        .args(["lease", "list"])
+        .env("ETCDCTL_API", "3")
+        .output()
+        .expect("etcdctl is installed");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().skip(1).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn one_lease_is_kept_for_all_timelines_and_a_forgotten_one_vanishes() {
+    let etcd = Etcd::start();
+    let broker = etcd.broker().await;
+    let mut publisher = broker.publisher();
+    let keys = [(); 3].map(|()| TimelineInfoKey {
+        timeline: TenantTimelineId::new(TenantId::generate(), TimelineId::generate()),
+        node: NodeId(1),
+    });
+    publish_until_ok(&mut publisher, keys[0], &info(1)).await;
+    for key in &keys[1..] {
+        publisher.publish(*key, &info(1)).await.unwrap();
+    }
+    assert_eq!(lease_ids(&etcd).len(), 1);
+    let mut client = etcd_client::Client::connect([format!("http://127.0.0.1:{}", etcd.port)], None)
+        .await
+        .unwrap();
+    let mut count = async || {
+        let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+        client.get("neon/", Some(options)).await.unwrap().count()
+    };
+    publisher.keep_only(|timeline| timeline != keys[1].timeline);
+    let begin = std::time::Instant::now();
+    while count().await == 3 && begin.elapsed() < Duration::from_secs(30) {
+        publisher.tend().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(
+        begin.elapsed() >= Duration::from_secs(9),
+        "it is remembered for a while"
+    );
+    // What is only kept lasts longer than the lease would have by itself.
+    assert_eq!(count().await, 2);
+    assert_eq!(lease_ids(&etcd).len(), 1);
+}
+
 fn won(election: Election) -> Leadership {
     match election {
         Election::Won(leadership) => *leadership,
