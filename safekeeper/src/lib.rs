@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod offload;
 pub mod pull_timeline;
 pub mod server;
+pub mod short_wait;
 pub mod timeline;
 pub mod timeline_map;
 pub mod wal_storage;

@@ -26,6 +26,8 @@ const LIMITS: Limits = Limits {
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 const TICK: Micros = 75_000;
+/// How long a new commit LSN waits for WAL to travel with.
+const COMMIT_PAUSE: Duration = Duration::from_millis(1);
 /// Elections that are lost before the compute gives up synchronising.
 const SYNC_ATTEMPTS_MAX: u32 = 10;
 /// Typical time for a base backup, or for a process to start.
@@ -72,6 +74,8 @@ pub(crate) struct Compute {
     fetches: Vec<Option<FetchRun>>,
     fetch_count: u64,
     sync_attempts: u32,
+    /// The tick that its proposer has asked for.
+    tick_due: Option<Time>,
     /// What its clock is ahead.
     pub(crate) skew: Micros,
     /// What the server was told is committed.
@@ -91,6 +95,7 @@ impl Compute {
             fetches: vec![None; safekeepers],
             fetch_count: 0,
             sync_attempts: 0,
+            tick_due: None,
             skew: 0,
             acked: Lsn::INVALID,
         }
@@ -143,6 +148,10 @@ impl World {
             safekeepers,
             reconnect_timeout: RECONNECT_TIMEOUT,
             connect_timeout: CONNECT_TIMEOUT,
+            commit_pause: match mode {
+                Mode::Stream { .. } => COMMIT_PAUSE,
+                Mode::Sync => Duration::ZERO,
+            },
             limits: LIMITS,
             past: this.past.clone(),
         };
@@ -208,6 +217,8 @@ impl World {
         let wal = this.wal.as_ref().filter(|_| this.life == Life::Running);
         let run = (compute, this.run);
         self.oracle.on_proposer(run, proposer, wal, &disks)?;
+        let due = proposer.tick_due();
+        self.schedule_extra_tick(compute, due);
         for action in actions {
             if self.rng.one_in(self.profile.crash_at_action) && self.is_faulty() {
                 self.crash_proposer(compute);
@@ -219,6 +230,18 @@ impl World {
             self.carry_out(compute, action)?;
         }
         Ok(())
+    }
+
+    /// Schedules the tick that the proposer asks for, unless it has asked for the same before.
+    fn schedule_extra_tick(&mut self, compute: usize, due: Option<Time>) {
+        let this = &mut self.computes[compute];
+        if std::mem::replace(&mut this.tick_due, due) == due {
+            return;
+        }
+        if let Some(due) = due {
+            let (at, run) = (due.0.saturating_sub(this.skew).max(self.now), this.run);
+            self.schedule(at, Event::ExtraTick { compute, run });
+        }
     }
 
     fn carry_out(&mut self, compute: usize, action: Action) -> Result<(), Violation> {
@@ -353,6 +376,14 @@ impl World {
             return Ok(());
         }
         self.schedule(self.now + TICK, Event::Tick { compute, run });
+        self.on_extra_tick(compute, run)
+    }
+
+    /// A tick that the proposer has asked for.
+    pub(crate) fn on_extra_tick(&mut self, compute: usize, run: u64) -> Result<(), Violation> {
+        if self.computes[compute].run != run {
+            return Ok(());
+        }
         self.step(compute, ProposerEvent::Tick)?;
         self.deliver_wal(compute)
     }

@@ -60,6 +60,10 @@ pub(crate) enum Event {
         compute: usize,
         run: u64,
     },
+    ExtraTick {
+        compute: usize,
+        run: u64,
+    },
     StartRun {
         compute: usize,
         run: u64,
@@ -267,6 +271,7 @@ impl World {
             Event::RestartSafekeeper(sk) => self.restart_sk(sk),
             Event::PeerInfo(sk, info) => self.on_peer_info(sk, info)?,
             Event::Tick { compute, run } => self.on_tick(compute, run)?,
+            Event::ExtraTick { compute, run } => self.on_extra_tick(compute, run)?,
             Event::StartRun { compute, run } => {
                 if self.computes[compute].run == run {
                     self.start_run(compute);

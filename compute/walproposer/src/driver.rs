@@ -4,6 +4,7 @@
 //! under load one write carries many messages, and without load nothing waits.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use pq_proto::replication::ReplicationMessage;
 use safekeeper_api::protocol::{AcceptorMessage, ProposerMessage};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 use tracing::{debug, info, warn};
 use utils::lsn::Lsn;
 use walproposer::{Action, Config, Event, Fetch, Proposer, SkIndex, Stop, Time};
@@ -75,6 +76,9 @@ pub struct Driver {
     streaming: Option<Streaming>,
     started: Instant,
     ticks: Interval,
+    /// Wakes this task at `wake_at`, between ticks.
+    wake: Pin<Box<Sleep>>,
+    wake_at: Option<Instant>,
     /// Set once asked to stop: when to stop waiting.
     stop_at: Option<Instant>,
     /// When asked to stop: what the server had sent when it was last asked, if that is not committed yet.
@@ -104,6 +108,8 @@ impl Driver {
             streaming,
             started: Instant::now(),
             ticks,
+            wake: Box::pin(sleep(Duration::ZERO)),
+            wake_at: None,
             stop_at: None,
             drain_to: None,
             exit: None,
@@ -182,7 +188,37 @@ impl Driver {
         for index in 0..self.safekeepers.len() {
             progress |= self.flush(index, context)?;
         }
-        Ok(progress)
+        Ok(progress | self.poll_due(context)?)
+    }
+
+    /// Does what is to be done between two ticks once its time has come.
+    fn poll_due(&mut self, context: &mut Context<'_>) -> Result<bool> {
+        let tick = self.proposer.tick_due();
+        let tick = tick.map(|due| self.started + Duration::from_micros(due.0));
+        let output = self
+            .streaming
+            .as_ref()
+            .and_then(|streaming| streaming.output.due());
+        let Some(due) = tick.into_iter().chain(output).min() else {
+            return Ok(false);
+        };
+        // To set a timer costs more than to be woken too early now and then: one that is set already stays.
+        if self.wake_at.is_none_or(|at| due < at) {
+            self.wake_at = Some(due);
+            self.wake.as_mut().reset(due);
+        }
+        if self.wake.as_mut().poll(context).is_pending() {
+            return Ok(false);
+        }
+        self.wake_at = None;
+        if Instant::now() < due {
+            return Ok(true);
+        }
+        if let Some(streaming) = &mut self.streaming {
+            streaming.output.pass_on();
+        }
+        self.step(Event::Tick)?;
+        Ok(true)
     }
 
     fn poll_local(&mut self, context: &mut Context<'_>) -> Result<bool> {
@@ -428,7 +464,7 @@ impl Streaming {
                 self.local.stream_from(lsn);
             }
             Action::Commit(lsn) => self.local.committed(lsn),
-            Action::PageserverFeedback(feedback) => self.output.feedback(&feedback),
+            Action::PageserverFeedback(feedback) => self.output.feedback(feedback),
             Action::HotStandbyFeedback(feedback) => self.local.hot_standby_feedback(feedback),
             other => unreachable!("{other:?} does not concern the local server"),
         }

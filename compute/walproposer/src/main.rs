@@ -31,6 +31,9 @@ const SYNC_PG_VERSION: u32 = 150_000;
 /// PostgreSQL's own timeline number never changes here.
 const PG_TIMELINE: u32 = 1;
 
+/// How long a new commit LSN waits for WAL to travel with on its way to safekeepers.
+const COMMIT_PAUSE: Duration = Duration::from_millis(1);
+
 /// How often an election lost to another proposer is tried again when only synchronising.
 const SYNC_ATTEMPTS_MAX: usize = 10;
 const SYNC_PAUSE_MILLIS: std::ops::Range<u64> = 50..500;
@@ -163,6 +166,11 @@ fn greeting(settings: &Settings, system_id: u64, pg_version: u32) -> ProposerGre
 
 fn config(settings: &Settings, mode: Mode, greeting: ProposerGreeting, past: PastTerms) -> Config {
     Config {
+        commit_pause: match mode {
+            Mode::Stream { .. } => COMMIT_PAUSE,
+            // Whoever synchronises waits for the safekeepers to know.
+            Mode::Sync => Duration::ZERO,
+        },
         mode,
         greeting,
         safekeepers: settings.safekeepers.len(),

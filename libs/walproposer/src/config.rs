@@ -87,6 +87,9 @@ pub struct Config {
     pub reconnect_timeout: Duration,
     /// A safekeeper that owes an answer for this long is taken for dead.
     pub connect_timeout: Duration,
+    /// How long a new commit LSN may wait for WAL to travel with, before it is sent to safekeepers by itself. The local
+    /// server is told at once. Under a steady load this halves the messages.
+    pub commit_pause: Duration,
     /// Limits of memory.
     pub limits: Limits,
     /// What earlier runs did.

@@ -100,6 +100,12 @@ impl Proposer {
         peer.fetch.is_some() && peer.outbox_bytes < self.config.limits.outbox_bytes_max
     }
 
+    /// When the next [`Event::Tick`] is wanted at the latest, if something waits for one; others come
+    /// as often as the timeouts ask for.
+    pub fn tick_due(&self) -> Option<Time> {
+        self.leader().and_then(Leader::commit_due)
+    }
+
     fn leader(&self) -> Option<&Leader> {
         match &self.phase {
             Phase::Elected(leader) => Some(leader),
@@ -268,6 +274,7 @@ impl Proposer {
             for index in 0..peers.len() {
                 leader.heartbeat(peers, index, now, period, out);
             }
+            leader.after_telling(now);
         });
     }
 

@@ -35,6 +35,7 @@ use crate::acceptor::{Acceptor, Action, ControlState, Positions, ServerInfo};
 use crate::config::{Config, WalBackup};
 use crate::control_file::{ControlFileError, ControlWriter};
 use crate::metrics::{PERSIST_CONTROL_FILE_SECONDS, WalCounters};
+use crate::short_wait::{ProposerGuard, SHORT_WAITS};
 use crate::wal_storage::{WalDir, WalReader, verify_segment};
 
 pub use self::core::DiskError;
@@ -162,13 +163,49 @@ struct SoundSegments {
     all_from: Option<u64>,
 }
 
+/// Actions that write more than this, in bytes, are no short wait.
+const SHORT_WRITE_BYTES: usize = 64 * 1024;
+
+/// How actions wait for the disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wait {
+    Not,
+    /// For little WAL to become durable.
+    Short,
+    Long,
+}
+
+impl Wait {
+    fn for_actions(actions: &[Action]) -> Wait {
+        let (mut wait, mut bytes_written) = (Wait::Not, 0);
+        for action in actions {
+            match action {
+                Action::Reply(_) | Action::SavePositions(_) => {}
+                Action::FlushWal { .. } => wait = Wait::Short,
+                Action::WriteWal { bytes, .. } => {
+                    bytes_written += bytes.len();
+                    wait = Wait::Short;
+                }
+                Action::PersistControl(_) | Action::TruncateWal { .. } => return Wait::Long,
+            }
+        }
+        match bytes_written > SHORT_WRITE_BYTES {
+            true => Wait::Long,
+            false => wait,
+        }
+    }
+}
+
 /// A compute's connection, for as long as it lasts.
 #[derive(Debug)]
-pub struct ComputeGuard(Arc<Timeline>);
+pub struct ComputeGuard {
+    timeline: Arc<Timeline>,
+    _proposer: ProposerGuard,
+}
 
 impl Drop for ComputeGuard {
     fn drop(&mut self) {
-        self.0.computes.fetch_sub(1, Ordering::Relaxed);
+        self.timeline.computes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -241,7 +278,10 @@ impl Timeline {
     /// Counts a compute for as long as the guard lives.
     pub fn connect_compute(self: &Arc<Self>) -> ComputeGuard {
         self.computes.fetch_add(1, Ordering::Relaxed);
-        ComputeGuard(Arc::clone(self))
+        ComputeGuard {
+            timeline: Arc::clone(self),
+            _proposer: SHORT_WAITS.proposer(),
+        }
     }
 
     fn place(&self) -> Place {
@@ -312,12 +352,15 @@ impl Timeline {
         actions: Vec<Action>,
     ) -> Result<Vec<AcceptorMessage>, TimelineError> {
         let core = self.opened(state)?;
-        let waits = |action: &Action| !matches!(action, Action::Reply(_) | Action::SavePositions(_));
-        let waits_for_disk = self.conf.sync == Sync::Yes && actions.iter().any(waits);
-        let carried_out = if waits_for_disk {
-            tokio::task::block_in_place(|| core.carry_out(actions, &self.counters))
-        } else {
-            core.carry_out(actions, &self.counters)
+        let wait = match self.conf.sync {
+            Sync::Yes => Wait::for_actions(&actions),
+            Sync::No => Wait::Not,
+        };
+        let carry_out = || core.carry_out(actions, &self.counters);
+        let carried_out = match wait {
+            Wait::Not => carry_out(),
+            Wait::Short => SHORT_WAITS.run(carry_out),
+            Wait::Long => tokio::task::block_in_place(carry_out),
         };
         let CarriedOut { replies, save } = match carried_out {
             Ok(done) => done,

@@ -44,6 +44,9 @@ pub(super) struct Leader {
     history: TermHistory,
     proposer_id: ProposerId,
     quorum: usize,
+    /// Since when the commit LSN has been further than safekeepers were told.
+    untold_since: Option<Time>,
+    commit_pause: Duration,
     limits: Limits,
     reports_commit: bool,
     pageserver: Option<PageserverFeedback>,
@@ -72,6 +75,8 @@ impl Leader {
             history: findings.history,
             proposer_id: config.greeting.proposer_id,
             quorum: config.quorum(),
+            untold_since: None,
+            commit_pause: config.commit_pause,
             limits: config.limits,
             reports_commit: matches!(config.mode, Mode::Stream { .. }),
             pageserver: None,
@@ -170,6 +175,24 @@ impl Leader {
         self.window.push(wal);
         self.release_wal();
         self.pump_all(peers, now, out);
+        // Those who had no room for the WAL are told when they have.
+        self.untold_since = None;
+    }
+
+    /// When safekeepers are to be told the commit LSN though there is no WAL for them.
+    pub(super) fn commit_due(&self) -> Option<Time> {
+        self.untold_since.map(|since| since.after(self.commit_pause))
+    }
+
+    fn may_tell_commit(&self, now: Time) -> bool {
+        self.commit_due().is_none_or(|due| due <= now)
+    }
+
+    /// All who have room were just told what may be told.
+    pub(super) fn after_telling(&mut self, now: Time) {
+        if self.may_tell_commit(now) {
+            self.untold_since = None;
+        }
     }
 
     /// Drops WAL that nobody needs from here. See the invariants.
@@ -190,7 +213,8 @@ impl Leader {
         }
     }
 
-    /// Sends a safekeeper what is there for it and fits its outbox: WAL, or else a new commit LSN.
+    /// Sends a safekeeper what is there for it and fits its outbox: WAL, or else a new commit LSN that has waited for
+    /// WAL long enough.
     pub(super) fn pump(&self, peers: &mut [Peer], index: usize, now: Time, out: &mut Vec<Action>) {
         let peer = &mut peers[index];
         if !peer.is_streaming() {
@@ -202,7 +226,8 @@ impl Leader {
         }
         // The first request of a connection has no WAL if there is none: its answer counts all the same.
         let owes_first = peer.appended_at.is_none();
-        if self.has_room(peer) && (owes_first || peer.commit_sent < self.commit_lsn) {
+        let tells_commit = peer.commit_sent < self.commit_lsn && self.may_tell_commit(now);
+        if self.has_room(peer) && (owes_first || tells_commit) {
             self.append(peer, index, Bytes::new(), now, out);
         }
         if peer.next < self.window.start() {
@@ -343,7 +368,9 @@ impl Leader {
                 out.push(Action::Commit(self.commit_lsn));
             }
             self.release_wal();
+            self.untold_since.get_or_insert(now);
             self.pump_all(peers, now, out);
+            self.after_telling(now);
         } else {
             self.pump(peers, index, now, out);
         }

@@ -37,6 +37,7 @@ fn config(mode: Mode, safekeepers: usize) -> Config {
         safekeepers,
         reconnect_timeout: RECONNECT,
         connect_timeout: CONNECT,
+        commit_pause: Duration::ZERO,
         limits: LIMITS,
         past: PastTerms::default(),
     }
@@ -221,6 +222,44 @@ fn commit_is_what_a_quorum_has_flushed() {
     // Everybody hears of it at once.
     assert_eq!(run.appends(0), [(START + 100, 0, START + 40)]);
     assert_eq!(run.appends(1), [(START + 100, 0, START + 40)]);
+}
+
+#[test]
+fn a_new_commit_lsn_waits_for_wal_but_not_for_long() {
+    let pause = Duration::from_millis(1);
+    let mut run = Run::new(Config {
+        commit_pause: pause,
+        ..config(stream(), 3)
+    });
+    run.greet(0, 0).greet(1, 0);
+    run.vote(0, vote(1, Lsn(0), &[])).vote(1, vote(1, Lsn(0), &[]));
+    run.answer(0, 1, START, START).answer(1, 1, START, START);
+    run.pass(pause).wal(100);
+    run.drain();
+    assert_eq!(run.proposer.tick_due(), None);
+
+    // The local server is told at once, the safekeepers with the next WAL.
+    run.answer(0, 1, START + 100, START)
+        .answer(1, 1, START + 100, START);
+    assert_eq!(run.commits(), [START + 100]);
+    assert_eq!(run.proposer.tick_due(), Some(run.now.after(pause)));
+    assert_eq!(run.appends(0), []);
+    run.wal(50);
+    assert_eq!(run.appends(0), [(START + 100, 50, START + 100)]);
+    assert_eq!(run.appends(1), [(START + 100, 50, START + 100)]);
+    assert_eq!(run.proposer.tick_due(), None);
+
+    // Without WAL they are told when the pause is over, counted from the first commit of which they do not know.
+    run.answer(0, 1, START + 150, START)
+        .answer(1, 1, START + 120, START);
+    let due = run.now.after(pause);
+    run.pass(pause / 2).answer(1, 1, START + 150, START);
+    assert_eq!((run.appends(0), run.appends(1)), (vec![], vec![]));
+    assert_eq!(run.proposer.tick_due(), Some(due));
+    run.pass(pause / 2);
+    assert_eq!(run.appends(0), [(START + 150, 0, START + 150)]);
+    assert_eq!(run.appends(1), [(START + 150, 0, START + 150)]);
+    assert_eq!(run.proposer.tick_due(), None);
 }
 
 #[test]
