@@ -1,7 +1,8 @@
 //! `pagestream`: a compute's reads (libpq services, section 3).
 //!
-//! Requests are answered one after another, in order. All requests that have arrived are answered
-//! before the answers are sent: a pipelining client costs one system call per batch, not per page.
+//! Answers have the order of the requests. All requests that have arrived are answered
+//! before the answers are sent: a pipelining client costs one system call per batch, not per page. The second half of
+//! a large batch, which is what a scan sends, is worked on by another task at the same time.
 //!
 //! A request that fails gets an error as its answer and the stream goes on; only a message that is no
 //! request ends it.
@@ -9,10 +10,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bytes::Bytes;
 use pageserver_api::pagestream::{DecodeError, Query, Request, RequestLsn, Response};
 use postgres_backend::{Connection, CopyEnd, CopyReader, CopyWriter, QueryError};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 use utils::lsn::Lsn;
 
@@ -75,10 +78,22 @@ pub struct Options {
     pub trace: Option<Trace>,
 }
 
-struct PageStream<'a> {
-    timeline: &'a Arc<Timeline>,
+/// Most requests that are answered together; so many pages are held in memory.
+const BATCH_REQUESTS_MAX: usize = 64;
+/// Smallest batch of which another task takes half: starting one costs about as much as a page.
+const SHARED_BATCH_REQUESTS_MIN: usize = 12;
+
+struct PageStream {
+    answerer: Answerer,
+    trace: Option<Trace>,
+}
+
+/// What it takes to answer requests.
+#[derive(Clone)]
+struct Answerer {
+    timeline: Arc<Timeline>,
     metrics: Arc<TimelineMetrics>,
-    options: Options,
+    wait_lsn_timeout: Duration,
 }
 
 /// Answers requests until the client leaves or the timeline stops.
@@ -91,9 +106,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut stream = PageStream {
-        timeline,
-        metrics: TimelineMetrics::of(timeline.id()),
-        options,
+        answerer: Answerer {
+            timeline: Arc::clone(timeline),
+            metrics: TimelineMetrics::of(timeline.id()),
+            wait_lsn_timeout: options.wait_lsn_timeout,
+        },
+        trace: options.trace,
     };
     let (mut reader, mut writer) = connection.copy_both().await?;
     let end = tokio::select! {
@@ -115,7 +133,7 @@ where
     }
 }
 
-impl PageStream<'_> {
+impl PageStream {
     async fn run<S>(
         &mut self,
         reader: &mut CopyReader<'_, S>,
@@ -125,28 +143,72 @@ impl PageStream<'_> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         loop {
-            let mut payload = match reader.next().await {
-                Ok(payload) => payload,
+            let mut batch = match reader.next().await {
+                Ok(payload) => vec![payload],
                 Err(end) => return Ok(end),
             };
             let end = loop {
-                if let Some(trace) = &mut self.options.trace {
-                    trace.record(&payload).await?;
-                }
-                let response = self.respond(payload).await?;
-                writer.put(|out| response.encode(out));
-                writer.flush_if_large().await?;
                 match reader.next_buffered() {
-                    Ok(Some(next)) => payload = next,
+                    Ok(Some(next)) => batch.push(next),
                     Ok(None) => break None,
                     Err(end) => break Some(end),
                 }
+                if batch.len() == BATCH_REQUESTS_MAX {
+                    break None;
+                }
             };
+            if let Some(trace) = &mut self.trace {
+                for payload in &batch {
+                    trace.record(payload).await?;
+                }
+            }
+            self.respond_to_all(batch, writer).await?;
             writer.flush().await?;
             if let Some(end) = end {
                 return Ok(end);
             }
         }
+    }
+
+    async fn respond_to_all<S>(
+        &self,
+        mut batch: Vec<Bytes>,
+        writer: &mut CopyWriter<'_, S>,
+    ) -> Result<(), QueryError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shared = (batch.len() >= SHARED_BATCH_REQUESTS_MIN).then(|| {
+            let rest = batch.split_off(batch.len() / 2);
+            let answerer = self.answerer.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move { answerer.respond_to_each(rest).await }))
+        });
+        for payload in batch {
+            let response = self.answerer.respond(payload).await?;
+            writer.put(|out| response.encode(out));
+            writer.flush_if_large().await?;
+        }
+        let Some(shared) = shared else { return Ok(()) };
+        let (responses, end) = shared.await.context("answering requests panicked")?;
+        for response in responses {
+            writer.put(|out| response.encode(out));
+            writer.flush_if_large().await?;
+        }
+        end
+    }
+}
+
+impl Answerer {
+    /// The responses, and what ended them before all requests had one.
+    async fn respond_to_each(&self, batch: Vec<Bytes>) -> (Vec<Response>, Result<(), QueryError>) {
+        let mut responses = Vec::with_capacity(batch.len());
+        for payload in batch {
+            match self.respond(payload).await {
+                Ok(response) => responses.push(response),
+                Err(end) => return (responses, Err(end)),
+            }
+        }
+        (responses, Ok(()))
     }
 
     async fn respond(&self, payload: Bytes) -> Result<Response, QueryError> {
@@ -178,7 +240,7 @@ impl PageStream<'_> {
 
     async fn answer(&self, request: Request) -> Result<Response, RequestError> {
         let lsn = self.effective_lsn(request.at).await?;
-        let timeline = &**self.timeline;
+        let timeline = &*self.timeline;
         Ok(match request.query {
             Query::Exists(rel) => Response::Exists(pgdatadir::rel_exists(timeline, rel, lsn).await?),
             Query::Nblocks(rel) => match pgdatadir::rel_size(timeline, rel, lsn).await? {
@@ -214,7 +276,7 @@ impl PageStream<'_> {
         };
         if lsn > last {
             let timer = self.metrics.wait_lsn.start_timer();
-            self.timeline.wait_lsn(lsn, self.options.wait_lsn_timeout).await?;
+            self.timeline.wait_lsn(lsn, self.wait_lsn_timeout).await?;
             timer.observe_duration();
         }
         let cutoff = self.timeline.latest_gc_cutoff_lsn();

@@ -120,6 +120,50 @@ fn page_of(byte: u8) -> Response {
     Response::GetPage(vec![byte; 8192].into())
 }
 
+/// Large batches are worked on by two tasks, which the answers must not show, nor what is wrong with a request.
+#[tokio::test]
+async fn batches_of_all_sizes_are_answered_in_order() {
+    let test = TestServer::start().await;
+    let timeline = test.timeline(3).await;
+    let mut client = Client::pagestream(&test, &timeline).await;
+    let missing = pageserver_api::reltag::RelTag { relnode: 1, ..REL };
+    for size in [1, 11, 12, 13, 40, 64, 65, 200] {
+        for number in 0..size {
+            let query = if number % 7 == 5 {
+                Query::Nblocks(missing)
+            } else {
+                page(number % 3)
+            };
+            client.put(true, START.0, query);
+        }
+        client.0.flush().await.unwrap();
+        for number in 0..size {
+            let response = client.response().await;
+            if number % 7 == 5 {
+                assert!(
+                    matches!(response, Response::Error(_)),
+                    "{number} of {size}: {response:?}"
+                );
+            } else {
+                assert_eq!(response, page_of((number % 3) as u8), "{number} of {size}");
+            }
+        }
+    }
+    // Everything before a message that is no request is answered.
+    for number in 0..30 {
+        client.put(true, START.0, page(number % 3));
+    }
+    client
+        .0
+        .writer()
+        .put_copy_data(|out| out.extend_from_slice(b"\xEEno request"));
+    client.0.flush().await.unwrap();
+    for number in 0..30 {
+        assert_eq!(client.response().await, page_of((number % 3) as u8));
+    }
+    assert!(matches!(client.receive().await, BackendMessage::ErrorResponse(_)));
+}
+
 #[tokio::test]
 async fn requests_of_all_kinds_pipelined() {
     let test = TestServer::start().await;
