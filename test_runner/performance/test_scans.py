@@ -120,8 +120,8 @@ def test_bitmap_heap_scan_prefetches(peers):
 
 def point_read_us(server) -> float:
     """Time to read a page into shared buffers, of reads in random order by one session."""
-    reads = f"""DO $$ DECLARE x text; BEGIN FOR n IN 1..{POINT_READS} LOOP
-                SELECT v INTO x FROM t WHERE i = 1 + (random() * {ROWS - 1})::int; END LOOP; END $$"""
+    reads = f"""DO $$ DECLARE x text; k int; BEGIN FOR n IN 1..{POINT_READS} LOOP
+                k := 1 + (random() * {ROWS - 1})::int; SELECT v INTO x FROM t WHERE i = k; END LOOP; END $$"""
     totals = "SELECT blk_read_time, blks_read FROM pg_stat_database WHERE datname = 'postgres'"
     before = server.sql(totals)[0]
     server.sql(reads)

@@ -72,3 +72,35 @@ def test_read_only_endpoint_at_an_lsn(neon_simple_env: NeonEnv):
     assert then.sql("SELECT i, v FROM t") == [(1, "then")]
     assert main.sql("SELECT i, v FROM t ORDER BY i") == [(1, "now"), (2, "now")]
     assert then.value("SELECT pg_is_in_recovery()")
+
+
+def test_read_only_endpoint_at_a_time(neon_simple_env: NeonEnv):
+    """On a timeline and on a branch of it: each shows what had been committed by then."""
+    env = neon_simple_env
+    http = env.pageserver.http()
+
+    def insert(endpoint, value: int) -> str:
+        """Commits a row; a time after that and before whatever comes next."""
+        now = """SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+        endpoint.sql(f"INSERT INTO t VALUES ({value})", "SELECT pg_sleep(0.2)")
+        time = endpoint.value(now)
+        endpoint.sql("SELECT pg_sleep(0.2)")
+        return time
+
+    main = env.endpoint("main").start()
+    main.sql("CREATE TABLE t (i int)")
+    times = [insert(main, n) for n in range(3)]
+    env.branch("child")
+    child = env.endpoint("child").start()
+    times += [insert(child, 100), insert(main, 3), insert(child, 101), insert(main, 4)]
+    for branch, time, rows in [
+        ("main", times[0], [0]),
+        ("main", times[2], [0, 1, 2]),
+        ("main", times[5], [0, 1, 2, 3]),
+        ("child", times[3], [0, 1, 2, 100]),
+    ]:
+        lsn = http.lsn_by_timestamp(env.tenant, env.timelines[branch], time)
+        reader = env.endpoint(f"{branch}-{len(rows)}", branch=branch, lsn=lsn).start()
+        assert [i for (i,) in reader.sql("SELECT i FROM t ORDER BY i")] == rows
+    assert http.lsn_by_timestamp(env.tenant, env.timelines["main"], "2100-01-01T00:00:00Z") == "future"
+    assert http.lsn_by_timestamp(env.tenant, env.timelines["main"], "2001-01-01T00:00:00Z") == "past"

@@ -39,10 +39,10 @@ OTHERS = [
         " hstore intarray isn lo ltree passwordcheck pg_trgm pgcrypto seg tablefunc tsm_system_rows tsm_system_time unaccent"
         " uuid-ossp xml2"
     ).split()
-] + [("test_decoding", "ISOLATION"), ("pgrowlocks", "ISOLATION"), ("tcn", "ISOLATION")]
+] + [("test_decoding", "ISOLATION")]
 
 # These connect to their own server, by libpq's default, which is Debian's socket directory, and as the account's name.
-CLIENTS = [("dblink", "REGRESS"), ("postgres_fdw", "REGRESS")]
+CLIENTS = [("dblink", "REGRESS"), ("postgres_fdw", "REGRESS"), ("postgres_fdw", "ISOLATION")]
 SOCKETS = "/var/run/postgresql"
 
 
