@@ -124,7 +124,7 @@ static const IntSetting int_settings[] = {
 	{"neon.readahead_buffer_size", "Pages asked for ahead, or in flight, at most.",
 	&neon_readahead_buffer_size, 128, 16, 1024, PGC_USERSET, 0},
 	{"neon.relsize_hash_size", "Relation forks whose size is cached, at most.",
-	&neon_relsize_hash_size, 65536, 1024, INT_MAX / 2, PGC_POSTMASTER, 0},
+	&neon_relsize_hash_size, 262144, 1024, INT_MAX / 2, PGC_POSTMASTER, 0},
 	{"neon.max_file_cache_size", "Largest size the local file cache may be given; 0 for no cache.",
 	&neon_max_file_cache_size_mb, 0, 0, FILE_CACHE_MAX_MB, PGC_POSTMASTER, GUC_UNIT_MB},
 	{"neon.file_cache_size_limit", "Size of the local file cache; -1 for the largest.",

@@ -91,7 +91,11 @@ relsize_cache_shmem_init(void)
 	cache = ShmemInitStruct("neon relation sizes", relsize_cache_shmem_size(), &found);
 	if (found)
 		return;
-	MemSet(cache, 0, relsize_cache_shmem_size());
+	/*
+	 * All zeros is an empty bucket, and what the kernel gives: shared memory is made anew at each start, of which
+	 * writing all of this would be a part that one notices.
+	 */
+	Assert(cache->buckets[0].entries[0].node.relNode == 0);
 	pg_atomic_init_u32(&cache->clock, 1);
 	pg_atomic_init_u32(&cache->lost_changes, 0);
 	pg_atomic_init_u64(&cache->lost_drops_lsn, InvalidXLogRecPtr);
