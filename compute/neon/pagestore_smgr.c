@@ -220,6 +220,10 @@ fork_request(RequestKind kind, RelFileNode node, ForkNumber fork)
 		set_version(&request, last_written_lsn_floor());
 	else if (is_shared_catalog(node))
 		set_version(&request, cluster_state.base_lsn);
+	else if (kind == REQUEST_EXISTS && fork == MAIN_FORKNUM)
+		/* Once per relation made. Its record is written at once, so what was forgotten was in the WAL by then. */
+		set_version(&request, Max(last_written_lsn_floor(),
+								  Max(relsize_lost_drops_lsn(), relsize_lost_changes_lsn())));
 	else if (relsize_lost_changes())
 		pagestore_set_newest_lsn(&request);
 	else

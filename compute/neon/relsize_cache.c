@@ -45,7 +45,7 @@ typedef struct Bucket
 typedef struct RelsizeCache
 {
 	pg_atomic_uint32 clock;		/* ticks with each new entry */
-	pg_atomic_uint32 lost_changes;
+	pg_atomic_uint64 lost_changes_lsn;
 	pg_atomic_uint64 lost_drops_lsn;
 	uint32		buckets_count;
 	Bucket		buckets[FLEXIBLE_ARRAY_MEMBER];
@@ -97,7 +97,7 @@ relsize_cache_shmem_init(void)
 	 */
 	Assert(cache->buckets[0].entries[0].node.relNode == 0);
 	pg_atomic_init_u32(&cache->clock, 1);
-	pg_atomic_init_u32(&cache->lost_changes, 0);
+	pg_atomic_init_u64(&cache->lost_changes_lsn, InvalidXLogRecPtr);
 	pg_atomic_init_u64(&cache->lost_drops_lsn, InvalidXLogRecPtr);
 	cache->buckets_count = buckets_count();
 }
@@ -171,16 +171,15 @@ cheaper_to_lose(Entry *a, Entry *b)
 static void
 note_loss(const Entry *entry)
 {
+	pg_atomic_uint64 *place = loss_cost(entry) >= LOSE_CHANGES ? &cache->lost_changes_lsn : &cache->lost_drops_lsn;
 	uint64		now;
 	uint64		seen;
 
-	if (loss_cost(entry) >= LOSE_CHANGES)
-		pg_atomic_write_u32(&cache->lost_changes, 1);
-	if (loss_cost(entry) != LOSE_DROP)
+	if (loss_cost(entry) < LOSE_DROP)
 		return;
 	now = current_insert_lsn();
-	seen = pg_atomic_read_u64(&cache->lost_drops_lsn);
-	while (seen < now && !pg_atomic_compare_exchange_u64(&cache->lost_drops_lsn, &seen, now))
+	seen = pg_atomic_read_u64(place);
+	while (seen < now && !pg_atomic_compare_exchange_u64(place, &seen, now))
 		;
 }
 
@@ -395,7 +394,13 @@ relsize_forget_database(Oid dbnode, Oid spcnode)
 bool
 relsize_lost_changes(void)
 {
-	return pg_atomic_read_u32(&cache->lost_changes) != 0;
+	return relsize_lost_changes_lsn() != InvalidXLogRecPtr;
+}
+
+XLogRecPtr
+relsize_lost_changes_lsn(void)
+{
+	return pg_atomic_read_u64(&cache->lost_changes_lsn);
 }
 
 XLogRecPtr

@@ -74,6 +74,9 @@ extern void relsize_forget_database(Oid dbnode, Oid spcnode);
 /* Were entries of living forks this compute changed pushed out? Then others are asked for at the newest LSN. */
 extern bool relsize_lost_changes(void);
 
+/* What was forgotten of changes was forgotten before this LSN; invalid if nothing was. */
+extern XLogRecPtr relsize_lost_changes_lsn(void);
+
 /* From which LSN on does the page server know of all drops whose entries were pushed out? */
 extern XLogRecPtr relsize_lost_drops_lsn(void);
 
