@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use futures::TryStreamExt;
 use pageserver::remote::index::{FILE_LEN_MAX, IndexPart};
 use pageserver::remote::paths;
 use pageserver::timeline::metadata::{self, TimelineMetadata};
@@ -118,19 +117,12 @@ fn subdirectories(dir: &Path) -> Vec<TimelineId> {
 /// An object as it is, up to the length of the longest index; `None` if there is none.
 async fn read_object(storage: &GenericRemoteStorage, path: &RemotePath) -> Result<Option<Vec<u8>>> {
     let cancel = CancellationToken::new();
-    let raw = retry_download(format!("download of {path}"), &cancel, async || {
-        let contents = storage.download(path, Some(0..FILE_LEN_MAX)).await?.contents;
-        let chunks: std::io::Result<Vec<_>> = contents.try_collect().await;
-        Ok::<_, RemoteStorageError>(chunks)
-    })
-    .await;
-    match raw {
+    let read = || storage.read(path, FILE_LEN_MAX);
+    match retry_download(format!("download of {path}"), &cancel, read).await {
         Err(RetryError::Failed(RemoteStorageError::NotFound(_))) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read object {path}")),
-        Ok(chunks) => {
-            let chunks = chunks.with_context(|| format!("download of object {path} broke off"))?;
-            Ok(Some(chunks.concat()))
-        }
+        read => read
+            .map(Some)
+            .with_context(|| format!("cannot read object {path}")),
     }
 }
 

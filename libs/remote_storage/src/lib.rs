@@ -35,15 +35,31 @@ pub use unreliable::Unreliable;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, TryStreamExt};
+use tokio_util::io::ReaderStream;
 
 use crate::unreliable::Operation;
 
 /// Contents of an object as they arrive.
 pub type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send + Sync>>;
+
+/// How much of a file is read at once, in bytes.
+const READ_BYTES: usize = 256 * 1024;
+
+/// The file `path` as the contents of an upload.
+pub async fn contents_of_file(path: &Path) -> Result<ByteStream, RemoteStorageError> {
+    let opened = tokio::fs::File::open(path).await;
+    let file = opened.map_err(|source| RemoteStorageError::Io {
+        action: "open for upload",
+        object: path.display().to_string(),
+        source,
+    })?;
+    Ok(Box::pin(ReaderStream::with_capacity(file, READ_BYTES)))
+}
 
 /// Names and values kept with an object. Names are lower-case ASCII.
 pub type StorageMetadata = BTreeMap<String, String>;
@@ -148,6 +164,18 @@ impl GenericRemoteStorage {
                 Box::pin(inner.download(path, range)).await
             }
         }
+    }
+
+    /// Reads an object whole, but not more than its first `len_max` bytes.
+    pub async fn read(&self, path: &RemotePath, len_max: u64) -> Result<Vec<u8>, RemoteStorageError> {
+        let contents = self.download(path, Some(0..len_max)).await?.contents;
+        let pieces: Result<Vec<Bytes>, _> = contents.try_collect().await;
+        let pieces = pieces.map_err(|source| RemoteStorageError::Io {
+            action: "read to the end",
+            object: path.to_string(),
+            source,
+        })?;
+        Ok(pieces.concat())
     }
 
     /// Lists what lies directly under `prefix`; `None` is the root.

@@ -15,10 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::{ReaderStream, StreamReader};
 use utils::crashsafe::{TEMP_SUFFIX, with_suffix};
 
-use crate::{ByteStream, Download, Listing, RemotePath, RemoteStorageError, StorageMetadata};
+use crate::{ByteStream, Download, Listing, READ_BYTES, RemotePath, RemoteStorageError, StorageMetadata};
 
-/// How much of an object is read at once.
-const READ_BYTES: usize = 256 * 1024;
 /// Suffix of the files with the objects' metadata.
 const METADATA_SUFFIX: &str = ".metadata";
 

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use pageserver_api::layer_name::LayerFileName;
 use parking_lot::Mutex;
-use remote_storage::{ByteStream, GenericRemoteStorage, RemoteStorageError, pause_after};
+use remote_storage::{ByteStream, GenericRemoteStorage, RemoteStorageError, contents_of_file, pause_after};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
-use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utils::id::TenantTimelineId;
@@ -66,15 +65,12 @@ pub enum WaitUploadedError {
 /// An attempt to upload or delete failed.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    /// Object storage refused.
-    #[error("object storage refused")]
+    /// Object storage refused, or the file cannot be opened.
+    #[error("cannot be uploaded or deleted")]
     Storage(#[from] RemoteStorageError),
     /// The layer is not here.
     #[error("cannot read the layer")]
     Layer(#[from] LayerError),
-    /// Its file cannot be opened.
-    #[error("cannot open {0}")]
-    Open(std::path::PathBuf, #[source] std::io::Error),
     /// A test asked for it.
     #[error("failpoint {0}")]
     Failpoint(&'static str),
@@ -315,10 +311,7 @@ impl TimelineClient {
         let layer = self.state.lock().layers.get(name).cloned();
         let layer = layer.expect("layers stay here until they are uploaded");
         let _pin = layer.pin().await?;
-        let file = tokio::fs::File::open(layer.path())
-            .await
-            .map_err(|source| UploadError::Open(layer.path().to_owned(), source))?;
-        let contents: ByteStream = Box::pin(ReaderStream::with_capacity(file, 256 * 1024));
+        let contents = contents_of_file(layer.path()).await?;
         let path = paths::layer(self.id, name);
         self.storage.upload(&path, contents, layer.file_len()).await?;
         self.metrics

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use futures::TryStreamExt;
 use pageserver_api::layer_name::LayerFileName;
 use remote_storage::{
@@ -150,14 +149,8 @@ pub async fn download_index(
     let path = paths::index(id);
     let raw = retry_download(format!("download of {path}"), cancel, async || {
         // One byte more than there may be, so that too long an index does not look like a damaged one.
-        let download = storage.download(&path, Some(0..FILE_LEN_MAX + 1)).await;
-        let contents = download.map_err(DownloadError::storage(&path))?.contents;
-        let chunks: Result<Vec<Bytes>, _> = contents.try_collect().await;
-        let chunks = chunks.map_err(|source| DownloadError::Stream {
-            path: path.clone(),
-            source,
-        })?;
-        Ok::<_, DownloadError>(chunks.concat())
+        let read = storage.read(&path, FILE_LEN_MAX + 1).await;
+        read.map_err(DownloadError::storage(&path))
     })
     .await;
     let raw = match raw.map_err(DownloadError::from) {

@@ -10,10 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use broker::{Broker, Election, Leadership};
-use bytes::Bytes;
-use futures::TryStreamExt;
-use remote_storage::{ByteStream, GenericRemoteStorage, RetryError, retry_upload};
-use tokio_util::io::ReaderStream;
+use remote_storage::{GenericRemoteStorage, RetryError, contents_of_file, retry_upload};
 use tracing::{debug, error, info};
 use utils::id::NodeId;
 use utils::lsn::Lsn;
@@ -27,8 +24,6 @@ const POLL_PERIOD: Duration = Duration::from_secs(1);
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one that resigned because it could not do the work does not stand again.
 const STAND_BACK_PERIOD: Duration = Duration::from_secs(10);
-/// How much of a segment is read at once, in bytes.
-const READ_BYTES: usize = 256 * 1024;
 
 /// See the module's head.
 pub(super) struct Task {
@@ -201,7 +196,7 @@ impl Task {
         let cancel = self.timeline.cancelled();
         let what = format!("UploadWalSegment({object})");
         let upload = || async {
-            let contents = contents_of(&path).await?;
+            let contents = contents_of_file(&path).await?;
             self.storage.upload(&object, contents, size).await
         };
         let uploaded = retry_upload(&what, cancel, upload);
@@ -238,15 +233,4 @@ async fn hold(leadership: &Leadership) {
             Err(_) => debug!("cannot keep a lease: no answer"),
         }
     }
-}
-
-async fn contents_of(path: &std::path::Path) -> Result<ByteStream, remote_storage::RemoteStorageError> {
-    let opened = tokio::fs::File::open(path).await;
-    let file = opened.map_err(|source| remote_storage::RemoteStorageError::Io {
-        action: "open for upload",
-        object: path.display().to_string(),
-        source,
-    })?;
-    let stream = ReaderStream::with_capacity(file, READ_BYTES).map_ok(Bytes::from);
-    Ok(Box::pin(stream))
 }

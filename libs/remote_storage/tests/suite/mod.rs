@@ -126,6 +126,12 @@ pub async fn ranges(storage: &GenericRemoteStorage) {
     assert_eq!(get(storage, "x", Some(299_000..400_000)).await, bytes[299_000..]);
     assert_eq!(get(storage, "x", Some(7..u64::MAX)).await, bytes[7..]);
     assert!(get(storage, "x", Some(300_000..400_000)).await.is_empty());
+    for len_max in [300_000, 1000] {
+        let name = path("x");
+        let whole = || storage.read(&name, len_max);
+        let whole = retry_download("read", &CancellationToken::new(), whole).await;
+        assert_eq!(whole.unwrap(), bytes[..len_max as usize]);
+    }
     assert!(matches!(
         failure(open(storage, "y", Some(0..0)).await),
         RemoteStorageError::NotFound(_)
