@@ -88,8 +88,10 @@ def test_commit_latency(peers, test_dir):
         for number in range(COMMITS * len(actions)):
             which = (number + number // len(actions)) % len(actions)
             times[which].append(micros(actions[which]))
-        flushed = sorted(flushes(node) - count for node, count in zip(env.safekeepers, before, strict=True))
-        assert flushed[1] >= COMMITS, f"commits without a flush on a majority: {flushed}"
+        flushed = [flushes(node) - count for node, count in zip(env.safekeepers, before, strict=True)]
+        # Each commit took two flushes that ended between its WAL and the next. Which safekeepers they were changes: one
+        # that was late makes the WAL of two commits durable at once, and counts for the later one only.
+        assert sum(flushed) >= 2 * COMMITS, f"commits without a flush on a majority: {flushed}"
         commit, stock, fsync = map(statistics.median, times)
         compared.ours.append(commit)
         compared.peer.append(stock)
