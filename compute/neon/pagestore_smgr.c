@@ -27,6 +27,7 @@
 
 #include "backpressure.h"
 #include "cluster_state.h"
+#include "command_ids.h"
 #include "file_cache.h"
 #include "last_written_lsn.h"
 #include "local_rels.h"
@@ -123,7 +124,9 @@ page_fate(RelFileNode node, ForkNumber fork, char *page)
 	created_lsn = relsize_get(node, fork).created_lsn;
 	if (PageGetLSN((Page) page) < Max(created_lsn, (XLogRecPtr) wal_segment_size))
 		return FATE_OVERLAY;
-	return is_sequence_page(page) ? FATE_SEQUENCE : FATE_IN_WAL;
+	if (is_sequence_page(page))
+		return FATE_SEQUENCE;
+	return fork == MAIN_FORKNUM && page_needs_command_ids((Page) page) ? FATE_OVERLAY : FATE_IN_WAL;
 }
 
 /* Disposes of a page that leaves shared buffers. */

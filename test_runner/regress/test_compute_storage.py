@@ -42,6 +42,42 @@ def test_all_visible_flag_survives_eviction(main: Endpoint):
     assert main.value("SET enable_seqscan = off; SELECT count(*) FROM t") == 4950
 
 
+def test_a_cursor_does_not_see_later_commands(main: Endpoint):
+    """Which command made or deleted a row is not in the WAL: a page made from that would show what came after DECLARE."""
+    main.sql("CREATE TABLE t (i int)")
+    with main.cursor() as cursor:
+        cursor.execute("BEGIN")
+        for i in range(3):
+            cursor.execute(f"INSERT INTO t VALUES ({i})")
+        cursor.execute("DECLARE before CURSOR FOR SELECT i FROM t ORDER BY i")
+        cursor.execute("UPDATE t SET i = i + 10 WHERE i = 0")
+        cursor.execute("DELETE FROM t WHERE i = 1")
+        cursor.execute("INSERT INTO t VALUES (20)")
+        cursor.execute("SELECT i FROM t ORDER BY i FOR UPDATE")
+        cursor.execute("SELECT clear_buffer_cache()")
+        cursor.execute("FETCH ALL FROM before")
+        assert cursor.fetchall() == [(0,), (1,), (2,)]
+        cursor.execute("SELECT i FROM t ORDER BY i")
+        assert cursor.fetchall() == [(2,), (10,), (20,)]
+        cursor.execute("COMMIT")
+    evict(main)
+    assert main.sql("SELECT i FROM t ORDER BY i") == [(2,), (10,), (20,)]
+
+
+def test_an_update_does_not_meet_its_own_rows(main: Endpoint):
+    """New versions go to free pages further on, are evicted, and are come across by the same scan."""
+    main.sql("CREATE TABLE t (i int, n int, v text)")
+    main.sql("INSERT INTO t SELECT i, 0, repeat('x', 200) FROM generate_series(1, 60000) i")
+    main.sql("DELETE FROM t WHERE i BETWEEN 20001 AND 59999", "VACUUM t")
+    with main.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("CREATE TABLE other (i int)")
+        cursor.execute("UPDATE t SET n = n + 1")
+        assert cursor.rowcount == 20001
+        cursor.execute("COMMIT")
+    assert main.sql("SELECT n, count(*) FROM t GROUP BY n") == [(1, 20001)]
+
+
 def test_visibility_map_is_never_stale(main: Endpoint):
     """Its bits are cleared without an LSN on the map's page."""
     main.sql("CREATE TABLE t (i int PRIMARY KEY)", "INSERT INTO t SELECT generate_series(1, 5000)", "VACUUM t")
