@@ -17,7 +17,7 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Where the next item towards the end of the page begins, if there is no gap.
-    fn end(&self) -> usize {
+    pub fn end(&self) -> usize {
         usize::from(self.offset) + usize::from(self.aligned_len)
     }
 }

@@ -2,56 +2,46 @@
 
 use smallvec::SmallVec;
 
-use super::compact::KeptItems;
+use super::compact::{Kept, KeptItems};
 use super::{HEADER_LEN, ITEM_ID_LEN, ItemId, Page, item_id_at, maxalign};
 use crate::fault::Fault;
 
-/// An item found to lie properly in the items' part of the page.
-#[derive(Clone, Copy)]
-struct Placed {
-    offset: usize,
-    aligned_len: usize,
-}
-
 impl Page<'_> {
-    fn placed(&self, number: u16) -> Result<Placed, Fault> {
-        let id = self.item_id(number)?;
-        let kept = self.items_bounds().kept(number, id)?;
-        if id.offset % 8 != 0 {
+    /// An item found to lie properly in the items' part of the page.
+    fn placed(&self, number: u16, id: ItemId) -> Result<Kept, Fault> {
+        let item = self.items_bounds().kept(number, id)?;
+        if !id.offset.is_multiple_of(8) {
             return Err(Fault::Item {
                 offset: number,
                 state: "is not aligned",
             });
         }
-        Ok(Placed {
-            offset: usize::from(kept.offset),
-            aligned_len: usize::from(kept.aligned_len),
-        })
+        Ok(item)
     }
 
     /// Removes an item and its line pointer; the later line pointers move down by one
     /// (`PageIndexTupleDelete`).
     pub(crate) fn delete_item(&mut self, number: u16) -> Result<(), Fault> {
         self.check_aligned_pointers()?;
-        let item = self.placed(number)?;
+        let item = self.placed(number, self.item_id(number)?)?;
         let lower = self.lower();
         let first = item_id_at(number);
         self.raw.copy_within(first + ITEM_ID_LEN..lower, first);
         self.set_lower(lower - ITEM_ID_LEN);
-        self.shift_items_before(item.offset, Shift::Up(item.aligned_len))
+        self.shift_items_before(usize::from(item.offset), Shift::Up(usize::from(item.aligned_len)))
     }
 
     /// Removes an item but not its line pointer, unless that is the last one
     /// (`PageIndexTupleDeleteNoCompact`).
     pub(crate) fn delete_item_keeping_numbers(&mut self, number: u16) -> Result<(), Fault> {
         self.check_aligned_pointers()?;
-        let item = self.placed(number)?;
+        let item = self.placed(number, self.item_id(number)?)?;
         if number < self.max_offset() {
             self.set_item_id(number, ItemId::UNUSED)?;
         } else {
             self.set_lower(self.lower() - ITEM_ID_LEN);
         }
-        self.shift_items_before(item.offset, Shift::Up(item.aligned_len))
+        self.shift_items_before(usize::from(item.offset), Shift::Up(usize::from(item.aligned_len)))
     }
 
     /// Removes several items with their line pointers; `numbers` ascend (`PageIndexMultiDelete`).
@@ -67,22 +57,20 @@ impl Page<'_> {
             return Ok(());
         }
         self.check_aligned_pointers()?;
-        let bounds = self.items_bounds();
         let mut kept = KeptItems::new();
         let mut ids: SmallVec<[ItemId; 408]> = SmallVec::new();
         let mut to_delete = numbers.peekable();
         for number in 1..=self.max_offset() {
-            self.placed(number)?;
+            let id = self.item_id(number)?;
+            let item = self.placed(number, id)?;
             if to_delete.next_if_eq(&number).is_some() {
                 continue;
             }
-            let id = self.item_id(number)?;
             ids.push(id);
-            kept.push(bounds.kept(number, id)?);
-            let new_number = ids.len() as u16;
-            if let Some(last) = kept.last_mut() {
-                last.number = new_number;
-            }
+            kept.push(Kept {
+                number: ids.len() as u16,
+                ..item
+            });
         }
         if to_delete.next().is_some() {
             return Err(Fault::Record("item numbers to delete are not in order"));
@@ -98,19 +86,19 @@ impl Page<'_> {
     /// (`PageIndexTupleOverwrite`).
     pub(crate) fn replace_item(&mut self, number: u16, item: &[u8]) -> Result<(), Fault> {
         self.check_aligned_pointers()?;
-        let old = self.placed(number)?;
+        let id = self.item_id(number)?;
+        let old = self.placed(number, id)?;
+        let (old_offset, old_len) = (usize::from(old.offset), usize::from(old.aligned_len));
         let new_len = maxalign(item.len());
-        if new_len > old.aligned_len + (self.upper() - self.lower()) {
+        if new_len > old_len + (self.upper() - self.lower()) {
             return Err(super::NO_ROOM);
         }
-        let end = old.offset + old.aligned_len;
-        if new_len < old.aligned_len {
-            self.shift_items_before(old.offset, Shift::Up(old.aligned_len - new_len))?;
-        } else if new_len > old.aligned_len {
-            self.shift_items_before(old.offset, Shift::Down(new_len - old.aligned_len))?;
+        if new_len < old_len {
+            self.shift_items_before(old_offset, Shift::Up(old_len - new_len))?;
+        } else if new_len > old_len {
+            self.shift_items_before(old_offset, Shift::Down(new_len - old_len))?;
         }
-        let start = end - new_len;
-        let id = self.item_id(number)?;
+        let start = old.end() - new_len;
         self.set_item_id(
             number,
             ItemId {
