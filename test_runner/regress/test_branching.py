@@ -1,5 +1,8 @@
 """Branches: each shows exactly what its ancestor held at the branch point, and goes its own way."""
 
+import psycopg2.errors
+import pytest
+
 from fixtures.neon_env import NeonEnv, NeonEnvBuilder
 
 CHECKSUM = "SELECT count(*), coalesce(sum(hashtext(i || v)), 0) FROM t"
@@ -34,6 +37,30 @@ def test_branch_of_branch_of_branch(neon_simple_env: NeonEnv):
         endpoint.stop()
         endpoint = env.endpoint(f"b{depth}").start()
         assert endpoint.sql("SELECT depth FROM t ORDER BY 1") == [(d,) for d in range(1, depth + 1)]
+
+
+def test_a_prepared_transaction_goes_on_in_parent_and_branch(neon_simple_env: NeonEnv):
+    env = neon_simple_env
+    main = env.endpoint("main").set(max_prepared_transactions=2).start()
+    main.sql("CREATE TABLE t (i int)")
+    main.sql("BEGIN ISOLATION LEVEL SERIALIZABLE", "INSERT INTO t VALUES (2)", "PREPARE TRANSACTION 'p'")
+    env.branch("dev")
+    dev = env.endpoint("dev").set(max_prepared_transactions=2).start()
+    for endpoint in (main, dev):
+        assert endpoint.sql("SELECT gid FROM pg_prepared_xacts") == [("p",)]
+        assert endpoint.sql("SELECT i FROM t") == []
+        # Whether it will be safe to read depends on how the prepared transaction ends.
+        with pytest.raises(psycopg2.errors.QueryCanceled):
+            endpoint.sql(
+                "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE",
+                "SET statement_timeout = '500ms'",
+                "SELECT i FROM t",
+            )
+    main.sql("COMMIT PREPARED 'p'")
+    dev.sql("ROLLBACK PREPARED 'p'")
+    deferrable = "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE"
+    assert main.sql(deferrable, "SELECT i FROM t") == [(2,)]
+    assert dev.sql(deferrable, "SELECT i FROM t") == []
 
 
 def test_branches_at_recorded_lsns(neon_env_builder: NeonEnvBuilder):

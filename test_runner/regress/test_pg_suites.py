@@ -36,11 +36,22 @@ def check_whole_state(endpoint: Endpoint):
     amcheck(endpoint)
 
 
+def end_prepared_transactions(endpoint: Endpoint):
+    """Rolls back what the regression suite had prepared where the branch begins.
+
+    Nobody is left to end these transactions, and a serializable one of them holds up every SERIALIZABLE READ ONLY
+    DEFERRABLE transaction, as the isolation suite begins them: those wait until all that wrote before them have ended.
+    """
+    for gid, database in endpoint.sql("SELECT gid, database FROM pg_prepared_xacts"):
+        endpoint.sql(f"ROLLBACK PREPARED '{gid}'", dbname=database)
+
+
 def check_branch_from_middle(env: NeonEnv, lsn: str, directory: Path, stock_isolation):
     """The checks on a branch that begins in the midst of the regression suite, and the isolation suite there."""
     env.branch("middle", lsn=lsn)
     endpoint = env.endpoint("middle").set(autovacuum="off", **SETTINGS).start()
     check_whole_state(endpoint)
+    end_prepared_transactions(endpoint)
     check_same(run_suite(ISOLATION, endpoint.port, directory), stock_isolation)
 
 
