@@ -8,6 +8,9 @@
  * small again (cancellable); and within a statement each new block, and each page read, costs a short sleep, since
  * buffer and relation locks may be held there. The sleep grows with the excess, so that a statement of any size
  * settles at the page server's speed instead of leaving it behind.
+ *
+ * WAL leaves this server only when it has been flushed. A statement that writes much flushes none but whole
+ * segments, so whoever finds the page server behind flushes first: else the lag it waits for may be its own.
  */
 #include "postgres.h"
 
@@ -134,6 +137,7 @@ throttle_briefly(void)
 	excess_lag = pageserver_excess_lag();
 	if (excess_lag <= 0)
 		return;
+	XLogFlush(GetXLogWriteRecPtr());
 	sleep_us = Min(BRIEF_SLEEP_US + EXCESS_SLEEP_US * excess_lag, LONGEST_SLEEP_US);
 	pg_usleep(sleep_us);
 	pg_atomic_fetch_add_u64(&shared->throttled_us, sleep_us);
@@ -146,6 +150,8 @@ wait_before_commit(XactEvent event, void *arg)
 	if (event != XACT_EVENT_PRE_COMMIT || !is_throttled_process() ||
 		!TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return;
+	if (pageserver_excess_lag() > 0)
+		XLogFlush(XactLastRecEnd);
 	while (pageserver_excess_lag() > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

@@ -37,6 +37,9 @@
 
 #define WAYS 16
 #define LOCKS 512
+
+/* Many more than forks that are in the cache at a time; zero as long as none that hashes there is. */
+#define COUNTERS 65536
 #define TRANCHE "neon_file_cache"
 
 #define PAGES_PER_MB (1024 * 1024 / BLCKSZ)
@@ -59,6 +62,7 @@ typedef struct FileCache
 	pg_atomic_uint64 stores;
 	pg_atomic_uint64 evictions;
 	uint32		buckets;
+	pg_atomic_uint32 pages_held[COUNTERS];	/* of all forks that hash there */
 	Entry		entries[FLEXIBLE_ARRAY_MEMBER]; /* [bucket * WAYS + way] */
 } FileCache;
 
@@ -112,13 +116,13 @@ void
 file_cache_shmem_init(void)
 {
 	bool		found;
-	uint32		entries;
 
 	locks = GetNamedLWLockTranche(TRANCHE);
 	cache = ShmemInitStruct("neon file cache", file_cache_shmem_size(), &found);
 	if (found)
 		return;
-	MemSet(cache, 0, file_cache_shmem_size());
+	/* Entries and counters: all zeros is what the kernel gives and what they begin with. Writing them takes time. */
+	Assert(cache->buckets == 0 && pg_atomic_read_u32(&cache->pages_held[COUNTERS - 1]) == 0);
 	cache->buckets = wanted_buckets();
 	pg_atomic_init_u32(&cache->limit, limit_in_pages(neon_file_cache_size_limit_mb));
 	pg_atomic_init_u32(&cache->failed, 0);
@@ -128,13 +132,7 @@ file_cache_shmem_init(void)
 	pg_atomic_init_u64(&cache->misses, 0);
 	pg_atomic_init_u64(&cache->stores, 0);
 	pg_atomic_init_u64(&cache->evictions, 0);
-	entries = cache->buckets * WAYS;
-	for (uint32 i = 0; i < entries; i++)
-	{
-		pg_atomic_init_u32(&cache->entries[i].last_used, 0);
-		pg_atomic_init_u32(&cache->entries[i].accesses, 0);
-	}
-	if (entries > 0)
+	if (cache->buckets > 0)
 		make_file();
 }
 
@@ -145,12 +143,22 @@ is_off(void)
 }
 
 static uint32
+hash_of_fork(RelFileNode node, ForkNumber fork)
+{
+	return hash_combine(hash_bytes((const unsigned char *) &node, sizeof(RelFileNode)), hash_uint32(fork));
+}
+
+static uint32
 bucket_of(const BufferTag *tag)
 {
-	uint32		hash = hash_combine(hash_bytes((const unsigned char *) &tag->rnode, sizeof(RelFileNode)),
-									hash_uint32(tag->forkNum));
+	return ((uint64) hash_of_fork(tag->rnode, tag->forkNum) + tag->blockNum) % cache->buckets;
+}
 
-	return ((uint64) hash + tag->blockNum) % cache->buckets;
+/* How many pages the cache has of the fork, and of others that hash to the same counter. */
+static pg_atomic_uint32 *
+pages_held(RelFileNode node, ForkNumber fork)
+{
+	return &cache->pages_held[hash_of_fork(node, fork) % COUNTERS];
 }
 
 static LWLock *
@@ -189,6 +197,7 @@ is_free(const Entry *entry)
 static void
 set_free(Entry *entry)
 {
+	pg_atomic_fetch_sub_u32(pages_held(entry->tag.rnode, entry->tag.forkNum), 1);
 	entry->tag.rnode.relNode = InvalidOid;
 	pg_atomic_fetch_sub_u32(&cache->used, 1);
 }
@@ -219,6 +228,11 @@ switch_off(const char *what)
 	ereport(LOG,
 			(errcode_for_file_access(),
 			 errmsg("could not %s the file cache, which is switched off: %m", what)));
+	/* The disk may be full, and nothing of this is read again. */
+	if (ftruncate(cache_file, 0) != 0)
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not truncate the file cache: %m")));
 }
 
 static bool
@@ -308,10 +322,13 @@ choose_way(uint32 bucket)
 static void
 take_over(Entry *entry, const BufferTag *tag)
 {
-	if (is_free(entry))
-		pg_atomic_fetch_add_u32(&cache->used, 1);
-	else
+	if (!is_free(entry))
+	{
+		set_free(entry);
 		pg_atomic_fetch_add_u64(&cache->evictions, 1);
+	}
+	pg_atomic_fetch_add_u32(&cache->used, 1);
+	pg_atomic_fetch_add_u32(pages_held(tag->rnode, tag->forkNum), 1);
 	entry->tag = *tag;
 	pg_atomic_write_u32(&entry->accesses, 0);
 }
@@ -405,7 +422,8 @@ file_cache_forget_blocks(RelFileNode node, ForkNumber fork, BlockNumber from, Bl
 {
 	BufferTag	tag;
 
-	if (is_off())
+	/* Of most forks that are dropped there is nothing, and what is unknown of their size would cost a look at all entries. */
+	if (is_off() || pg_atomic_read_u32(pages_held(node, fork)) == 0)
 		return;
 	if (nblocks == InvalidBlockNumber || nblocks > cache->buckets)
 	{

@@ -56,6 +56,7 @@ class Disk:
 def peers(neon_env_builder: NeonEnvBuilder, test_dir, ports):
     """Our cluster and its endpoint, and the stock primary."""
     neon_env_builder.safekeepers = 3
+    neon_env_builder.file_cache = True
     env = neon_env_builder.start()
     for node in env.safekeepers:
         command = open(f"/proc/{node.pid}/cmdline", encoding="utf-8").read()

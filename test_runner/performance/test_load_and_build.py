@@ -1,5 +1,6 @@
 """Loading data and building indexes on our compute with three safekeepers, beside a stock server alone: fsync on, the same
-shared_buffers and max_wal_size. The compute has no local file cache; all it reads back comes from the pageserver.
+shared_buffers and max_wal_size. The compute has the local file cache that neon_local gives it (2 GB), the stock server the
+kernel's. BENCH_FILE_CACHE=0 takes it away: all that is read back comes from the pageserver then.
 
 TPC-B with data ten times shared_buffers has the peer that makes as sure of a commit: a stock server with two
 synchronous standbys.
@@ -28,6 +29,7 @@ SCALE = int(os.environ.get("BENCH_SCALE", "100"))
 COPY_MB = int(os.environ.get("BENCH_COPY_MB", "1000"))
 RELATIONS = int(os.environ.get("BENCH_RELATIONS", "100000"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+FILE_CACHE = os.environ.get("BENCH_FILE_CACHE") != "0"
 TPCB_SECONDS = 15
 
 # One row of pgbench_accounts takes about 130 bytes: the data of one unit of scale is about 15 MB.
@@ -82,6 +84,7 @@ def seconds(work: Callable) -> float:
 def ours(neon_env_builder: NeonEnvBuilder, request) -> Endpoint:
     """Our compute, with the settings that the test's parameter adds."""
     neon_env_builder.safekeepers = 3
+    neon_env_builder.file_cache = FILE_CACHE
     return neon_env_builder.start().endpoint("main").set(**{**SETTINGS, **getattr(request, "param", {})}).start()
 
 

@@ -17,6 +17,7 @@ ROUNDS = 5
 def peers(neon_env_builder: NeonEnvBuilder, test_dir, ports):
     """Our endpoint and the stock primary, both filled; the function gives the TPS of one."""
     neon_env_builder.safekeepers = 3
+    neon_env_builder.file_cache = True
     env = neon_env_builder.start()
     ours = env.endpoint("main").set(shared_buffers="512MB").start()
     stock = StockCluster(test_dir / "stock", ports)

@@ -20,6 +20,7 @@ def seconds(action) -> float:
 @pytest.mark.parametrize("scale", [1, 50])
 def test_start_to_first_query(neon_env_builder: NeonEnvBuilder, test_dir, ports, scale: int):
     neon_env_builder.safekeepers = 3
+    neon_env_builder.file_cache = True
     env = neon_env_builder.start()
     endpoint = env.endpoint("main").start()
     endpoint.pgbench("-q", "-i", "-s", str(scale))

@@ -50,6 +50,23 @@ def test_pages_survive_their_backend(neon_env_builder: NeonEnvBuilder):
         neon_env_builder.env.pageserver.start()
 
 
+def test_computes_have_a_cache_for_what_they_write(neon_env_builder: NeonEnvBuilder):
+    """As neon_local makes them: what has left shared buffers, written or built, is in the cache."""
+    neon_env_builder.file_cache = True
+    main = neon_env_builder.start().endpoint("main").set(shared_buffers="1MB", autovacuum="off").start()
+    main.sql("CREATE EXTENSION neon", "CREATE EXTENSION neon_test_utils")
+    assert stat(main, "limit_bytes") == 2048 * MIB
+    make_table(main)
+    main.sql("CREATE INDEX t_i ON t (i)", "SELECT clear_buffer_cache()")
+    for relation in ("t", "t_i"):
+        here = f"SELECT count(*) FROM local_cache WHERE relfilenode = pg_relation_filenode('{relation}') AND relforknumber = 0"
+        assert main.value(here) == main.value(f"SELECT pg_relation_size('{relation}') / 8192") > 100
+    before = main.sql("SELECT hits, misses FROM local_cache_stat")[0]
+    assert main.sql("SELECT count(*), sum(length(v)) FROM t") == [(40000, 8_000_000)]
+    hits, misses = (b - a for a, b in zip(before, main.sql("SELECT hits, misses FROM local_cache_stat")[0]))
+    assert hits > 1000 and misses < 50, f"{hits=} {misses=}"
+
+
 def test_views(neon_env_builder: NeonEnvBuilder):
     main = start(neon_env_builder)
     make_table(main, 5000)
@@ -70,7 +87,7 @@ def test_views(neon_env_builder: NeonEnvBuilder):
             cursor.execute("SELECT * FROM local_cache")
 
 
-def test_no_cache_by_default(neon_env_builder: NeonEnvBuilder):
+def test_no_cache(neon_env_builder: NeonEnvBuilder):
     main = start(neon_env_builder, neon__max_file_cache_size="0")
     make_table(main)
     assert main.sql("SELECT hits + misses + stores + used_bytes, limit_bytes FROM local_cache_stat") == [(0, 0)]

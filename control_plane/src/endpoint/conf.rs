@@ -36,6 +36,8 @@ pub enum EndpointMode {
 }
 
 const FILE: &str = "postgresql.conf";
+/// Largest size of the local file cache. Costs 8 MB of shared memory.
+const FILE_CACHE_SIZE: &str = "2GB";
 const SUPERUSER_NAME: &str = "neon.superuser_name";
 const WALPROPOSER_PATH: &str = "neon.walproposer_path";
 const PRIMARY_CONNINFO: &str = "primary_conninfo";
@@ -124,6 +126,12 @@ impl EndpointConf {
             ("full_page_writes", "off"),
             // Zeros in a new segment make a later fsync cheap; there is none.
             ("wal_init_zero", "off"),
+            // WAL is sent when it has been flushed, which a long statement leaves to the WAL writer: else it would go
+            // out a segment at a time, and everybody behind would be idle in between. A server at rest wakes up 25
+            // times less often.
+            ("wal_writer_delay", "10ms"),
+            // What the kernel's cache is to a stock server. The file grows with what is in it.
+            ("neon.max_file_cache_size", FILE_CACHE_SIZE),
             ("max_connections", "100"),
             ("wal_level", "replica"),
             ("wal_sender_timeout", "5s"),
