@@ -82,13 +82,11 @@ def test_contrib_modules_that_look_at_storage(neon_env_builder: NeonEnvBuilder, 
     compare(neon_env_builder.start(), test_dir, ports, STORAGE)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_other_contrib_modules(neon_env_builder: NeonEnvBuilder, test_dir, ports: PortDistributor):
     compare(neon_env_builder.start(), test_dir, ports, OTHERS)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_contrib_modules_that_connect_to_servers(
     neon_env_builder: NeonEnvBuilder, test_dir, ports: PortDistributor
