@@ -78,6 +78,37 @@ def test_an_update_does_not_meet_its_own_rows(main: Endpoint):
     assert main.sql("SELECT n, count(*) FROM t GROUP BY n") == [(1, 20001)]
 
 
+def test_pages_kept_for_a_transaction_go_when_read_after_it(main: Endpoint):
+    """They must not fill the compute's disk: the first reader notes on them that it has ended, so they are evicted anew."""
+    main.sql("CREATE TABLE t (i int, v text)")
+    file = main.dir / main.value("SELECT pg_relation_filepath('t')")
+
+    def kept() -> int:
+        return file.stat().st_blocks * 512
+
+    content = "SELECT count(*), sum(i), count(DISTINCT v) FROM t"
+    with main.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("INSERT INTO t VALUES (0, '')")
+        cursor.execute("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 20000) i")
+        cursor.execute(content)
+        expected = cursor.fetchall()
+        size = main.value("SELECT pg_relation_size('t')")
+        assert kept() > size / 2
+        cursor.execute("SAVEPOINT s")
+        cursor.execute("UPDATE t SET v = 'y' WHERE i < 100")
+        cursor.execute("ROLLBACK TO s")
+        cursor.execute("COMMIT")
+    # What is in shared buffers now is evicted to where it belongs.
+    evict(main)
+    assert main.sql(content) == expected
+    evict(main)
+    assert kept() < size / 20
+    assert main.sql(content) == expected
+    main.restart()
+    assert main.sql(content) == expected
+
+
 def test_visibility_map_is_never_stale(main: Endpoint):
     """Its bits are cleared without an LSN on the map's page."""
     main.sql("CREATE TABLE t (i int PRIMARY KEY)", "INSERT INTO t SELECT generate_series(1, 5000)", "VACUUM t")
