@@ -50,6 +50,9 @@ pub struct ParseKeyError(pub String);
 /// `field6` of a size key; no relation has that many blocks.
 pub const SIZE_FIELD6: u32 = u32::MAX;
 
+/// Between keys of which one is shortly before the other.
+const SHORT_DISTANCE: u32 = 8;
+
 impl Key {
     /// Length of the binary form in bytes.
     pub const LEN: usize = 18;
@@ -95,6 +98,14 @@ impl Key {
             field5: raw[13],
             field6: word(14),
         }
+    }
+
+    /// Whether `other` follows with few keys between: as blocks of the same relation fork do that a scan asks for.
+    pub fn is_shortly_before(self, other: Key) -> bool {
+        let parent = |key: Key| (key.field1, key.field2, key.field3, key.field4, key.field5);
+        parent(self) == parent(other)
+            && self.field6 < other.field6
+            && other.field6 - self.field6 <= SHORT_DISTANCE
     }
 
     /// The least key above this one; `Key::MAX` has none and stays itself.

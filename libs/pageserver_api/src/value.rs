@@ -3,6 +3,8 @@
 //! The binary form is the documented one (storage formats, section 3.3): fixed-width big-endian
 //! integers, `u32` variant numbers, `u64` lengths in front of byte strings and sequences.
 
+use std::borrow::Cow;
+
 use bytes::{Buf, BufMut, Bytes};
 
 /// One version of a key.
@@ -60,6 +62,29 @@ pub enum WalRecord {
         /// Transaction and `MultiXactStatus` of each member.
         members: Vec<(u32, u32)>,
     },
+}
+
+/// A [`Value`] that borrows the bytes it was read from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ValueRef<'a> {
+    /// As [`Value::Image`].
+    Image(&'a [u8]),
+    /// As [`Value::WalRecord`].
+    WalRecord(WalRecordRef<'a>),
+}
+
+/// A [`WalRecord`] that borrows what is large or common.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WalRecordRef<'a> {
+    /// As [`WalRecord::Postgres`].
+    Postgres {
+        /// Whether no older version is needed.
+        will_init: bool,
+        /// The record.
+        record: &'a [u8],
+    },
+    /// Any other.
+    Special(Cow<'a, WalRecord>),
 }
 
 /// The bytes are not a [`Value`].
@@ -211,6 +236,70 @@ impl WalRecord {
     }
 }
 
+impl<'a> ValueRef<'a> {
+    /// Reads the binary form, as [`Value::decode`] does.
+    #[inline]
+    pub fn decode(raw: &'a [u8]) -> Result<Self, DecodeValueError> {
+        if let Some(value) = Self::in_place(raw) {
+            return Ok(value);
+        }
+        match Value::decode(Bytes::copy_from_slice(raw))? {
+            Value::WalRecord(record @ WalRecord::Postgres { .. }) => {
+                unreachable!("{record:?} is read in place")
+            }
+            Value::WalRecord(record) => Ok(ValueRef::WalRecord(WalRecordRef::Special(Cow::Owned(record)))),
+            Value::Image(_) => unreachable!("images are read in place"),
+        }
+    }
+
+    /// Images and PostgreSQL's records; nothing else, and nothing malformed.
+    #[inline]
+    fn in_place(raw: &'a [u8]) -> Option<Self> {
+        let (kind, rest) = raw.split_first_chunk::<4>()?;
+        match u32::from_be_bytes(*kind) {
+            0 => sized(rest).map(ValueRef::Image),
+            1 => {
+                let (variant, rest) = rest.split_first_chunk::<4>()?;
+                let (will_init, rest) = rest.split_first()?;
+                if u32::from_be_bytes(*variant) != 0 || *will_init > 1 {
+                    return None;
+                }
+                let (will_init, record) = (*will_init == 1, sized(rest)?);
+                Some(ValueRef::WalRecord(WalRecordRef::Postgres { will_init, record }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The byte string that `raw` is, after its length.
+#[inline]
+fn sized(raw: &[u8]) -> Option<&[u8]> {
+    let (len, bytes) = raw.split_first_chunk::<8>()?;
+    (u64::from_be_bytes(*len) == bytes.len() as u64).then_some(bytes)
+}
+
+impl<'a> From<&'a WalRecord> for WalRecordRef<'a> {
+    fn from(record: &'a WalRecord) -> Self {
+        match record {
+            WalRecord::Postgres { will_init, record } => WalRecordRef::Postgres {
+                will_init: *will_init,
+                record,
+            },
+            other => WalRecordRef::Special(Cow::Borrowed(other)),
+        }
+    }
+}
+
+impl<'a> From<&'a Value> for ValueRef<'a> {
+    fn from(value: &'a Value) -> Self {
+        match value {
+            Value::Image(page) => ValueRef::Image(page),
+            Value::WalRecord(record) => ValueRef::WalRecord(record.into()),
+        }
+    }
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_u64(bytes.len() as u64);
     out.put_slice(bytes);
@@ -330,15 +419,27 @@ mod tests {
             let mut raw = Vec::new();
             value.encode(&mut raw);
             let raw = Bytes::from(raw);
+            prop_assert_eq!(ValueRef::decode(&raw), Ok(ValueRef::from(&value)));
             prop_assert_eq!(Value::decode(raw.clone()), Ok(value));
             for len in 0..raw.len() {
-                prop_assert!(Value::decode(raw.slice(..len)).is_err());
+                let error = Value::decode(raw.slice(..len)).unwrap_err();
+                prop_assert_eq!(ValueRef::decode(&raw[..len]), Err(error));
             }
         }
 
         #[test]
-        fn random_bytes_never_panic(raw in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = Value::decode(Bytes::from(raw));
+        fn an_image_is_read_in_place(page in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut raw = Vec::new();
+            Value::Image(Bytes::from(page.clone())).encode(&mut raw);
+            prop_assert_eq!(ValueRef::decode(&raw), Ok(ValueRef::Image(&page)));
+            raw.push(0);
+            prop_assert_eq!(ValueRef::decode(&raw), Err(DecodeValueError::TrailingBytes(1)));
+        }
+
+        #[test]
+        fn random_bytes_never_panic(raw in proptest::collection::vec(0u8..3, 0..100)) {
+            let by_reference = ValueRef::decode(&raw).map(|_| ());
+            prop_assert_eq!(by_reference, Value::decode(Bytes::from(raw.clone())).map(|_| ()));
         }
     }
 }

@@ -41,5 +41,5 @@ pub mod visibility;
 pub use dispatch::{PageTag, apply, apply_to_blocks};
 pub use fault::{Fault, PageName, RedoError, RmgrName};
 pub use page::{PAGE_SIZE, PageBuf};
-pub use reconstruct::reconstruct;
+pub use reconstruct::{reconstruct, reconstruct_borrowed};
 pub use slru::multixact_after;

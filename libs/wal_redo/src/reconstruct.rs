@@ -3,7 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use pageserver_api::key::{Key, KeyKind};
 use pageserver_api::reltag::{Fork, RelTag};
-use pageserver_api::value::WalRecord;
+use pageserver_api::value::{WalRecord, WalRecordRef};
+use smallvec::SmallVec;
 use utils::lsn::Lsn;
 
 use crate::dispatch::{PageTag, apply};
@@ -18,10 +19,23 @@ use crate::visibility;
 /// The result has 8192 bytes; of a clog page 8 more with the time of the latest commit on it, once there
 /// was one (microseconds since 2000, big endian).
 pub fn reconstruct(key: Key, base: Option<Bytes>, records: &[(Lsn, WalRecord)]) -> Result<Bytes, RedoError> {
+    let records: SmallVec<[_; 4]> = records
+        .iter()
+        .map(|(lsn, record)| (*lsn, record.into()))
+        .collect();
+    reconstruct_borrowed(key, base, &records)
+}
+
+/// The same from records that lie somewhere else.
+pub fn reconstruct_borrowed(
+    key: Key,
+    base: Option<Bytes>,
+    records: &[(Lsn, WalRecordRef<'_>)],
+) -> Result<Bytes, RedoError> {
     // Nothing before the last record that makes the page from nothing can matter.
     let first = records
         .iter()
-        .rposition(|(_, record)| matches!(record, WalRecord::Postgres { will_init: true, .. }));
+        .rposition(|(_, record)| matches!(record, WalRecordRef::Postgres { will_init: true, .. }));
     let records = &records[first.unwrap_or(0)..];
     let base = base.filter(|_| first.is_none());
     let error = |fault| RedoError {
@@ -80,8 +94,11 @@ fn split(value: &mut [u8]) -> (&mut PageBuf, Option<i64>) {
     (page, timestamp.map(|raw| i64::from_be_bytes(*raw)))
 }
 
-fn name(record: &WalRecord) -> RmgrName {
-    RmgrName::Special(match record {
+fn name(record: &WalRecordRef<'_>) -> RmgrName {
+    let WalRecordRef::Special(record) = record else {
+        return RmgrName::Special("PostgreSQL record");
+    };
+    RmgrName::Special(match **record {
         WalRecord::Postgres { .. } => "PostgreSQL record",
         WalRecord::ClearVisibilityMapFlags { .. } => "clearing of visibility map bits",
         WalRecord::ClogSetCommitted { .. } => "commit",
@@ -121,12 +138,22 @@ impl Target {
         matches!(self, Target::Block(tag) if tag.forknum == Fork::Vm as u8)
     }
 
-    fn apply(&self, page: &mut PageBuf, lsn: Lsn, record: &WalRecord) -> Result<Option<i64>, Failed> {
+    fn apply(&self, page: &mut PageBuf, lsn: Lsn, record: &WalRecordRef<'_>) -> Result<Option<i64>, Failed> {
         match (self, record) {
-            (Target::Block(tag), WalRecord::Postgres { record, .. }) => {
+            (Target::Block(tag), WalRecordRef::Postgres { record, .. }) => {
                 apply(page, tag, lsn, record).map_err(Failed::Placed)?;
                 Ok(None)
             }
+            (Target::Slru(slru), WalRecordRef::Postgres { record, .. }) => {
+                slru.apply_postgres(page, record).map_err(Failed::Fault)?;
+                Ok(None)
+            }
+            (target, WalRecordRef::Special(record)) => target.apply_special(page, record),
+        }
+    }
+
+    fn apply_special(&self, page: &mut PageBuf, record: &WalRecord) -> Result<Option<i64>, Failed> {
+        match (self, record) {
             (
                 Target::Block(tag),
                 WalRecord::ClearVisibilityMapFlags {

@@ -65,14 +65,18 @@ impl SlruPage {
                 self.set_offset(page, *multi, *offset)?;
                 Ok(None)
             }
-            (SlruKind::MultiXactOffsets, WalRecord::Postgres { record, .. }) => {
-                self.create_multixact(page, record)?;
-                Ok(None)
-            }
             (SlruKind::MultiXactMembers, WalRecord::MultixactMembersCreate { offset, members }) => {
                 self.set_members(page, *offset, members)?;
                 Ok(None)
             }
+            _ => Err(Fault::WrongKind),
+        }
+    }
+
+    /// Applies one of PostgreSQL's own records, which only pages of multixact offsets have.
+    pub fn apply_postgres(self, page: &mut PageBuf, record: &[u8]) -> Result<(), Fault> {
+        match self.kind {
+            SlruKind::MultiXactOffsets => self.create_multixact(page, record),
             _ => Err(Fault::WrongKind),
         }
     }

@@ -137,8 +137,13 @@ impl AccessLog {
 
     /// Notes an access by the running task.
     pub fn note(&self, kind: AccessKind) {
+        self.note_many(kind, 1);
+    }
+
+    /// Notes accesses by the running task, all at once; the histories have them as one.
+    pub fn note_many(&self, kind: AccessKind, count: u64) {
         let at = now();
-        self.counts[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.counts[kind as usize].fetch_add(count, Ordering::Relaxed);
         self.last_millis.store(at.as_millis() as u64, Ordering::Relaxed);
         if let Some(mut histories) = self.histories.try_lock() {
             let task = TaskKind::current();

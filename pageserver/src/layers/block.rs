@@ -184,7 +184,8 @@ impl Block {
         u32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize
     }
 
-    fn value_range(&self, at: usize) -> Range<usize> {
+    /// Where in the payload value number `at` is.
+    pub fn value_range(&self, at: usize) -> Range<usize> {
         let start = if at == 0 { 0 } else { self.value_end(at - 1) };
         self.values_start() + start..self.values_start() + self.value_end(at)
     }
@@ -194,6 +195,28 @@ impl Block {
         let (prefix, suffix) = out.split_at_mut(usize::from(self.prefix_len));
         prefix.copy_from_slice(self.prefix());
         suffix.copy_from_slice(self.suffix(at));
+    }
+
+    /// Whether the first key is below `key`, which has its length.
+    pub fn starts_below(&self, key: &[u8]) -> bool {
+        let (prefix, suffix) = key.split_at(usize::from(self.prefix_len));
+        (self.prefix(), self.suffix(0)) < (prefix, suffix)
+    }
+
+    /// The last eight bytes of key number `at`, which is no shorter, as an integer.
+    pub fn key_tail(&self, at: usize) -> u64 {
+        if let Some(tail) = self.suffix(at).last_chunk() {
+            return u64::from_be_bytes(*tail);
+        }
+        let mut key = [0; u8::MAX as usize];
+        let key = &mut key[..usize::from(self.key_len)];
+        self.key_into(at, key);
+        u64::from_be_bytes(*key.last_chunk().expect("the key has eight bytes"))
+    }
+
+    /// The memory that [`Block::value_range`] is about.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
     }
 
     /// Value number `at`.
@@ -259,6 +282,20 @@ mod tests {
                 prop_assert_eq!(block.value_ref(at), &value[..]);
             }
             prop_assert_eq!(block.count_below(&probe), entries.range(..probe).count());
+            prop_assert_eq!(block.starts_below(&probe), block.count_below(&probe) > 0);
+        }
+
+        #[test]
+        fn the_tail_of_a_key_is_read_whatever_its_prefix(tails in proptest::collection::btree_set(any::<u64>(), 1..9)) {
+            let mut builder = BlockBuilder::new(9);
+            for tail in &tails {
+                let mut key = [7; 9];
+                key[1..].copy_from_slice(&tail.to_be_bytes());
+                builder.add(&key, |_| {});
+            }
+            let block = Block::new(0, 9, builder.finish().into()).unwrap();
+            let found: std::collections::BTreeSet<u64> = (0..tails.len()).map(|at| block.key_tail(at)).collect();
+            prop_assert_eq!(found, tails);
         }
 
         #[test]

@@ -9,6 +9,7 @@ use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rustix::io::ReadWriteFlags;
@@ -18,6 +19,11 @@ use super::LayerError;
 use super::block::Block;
 use super::file::Layer;
 use super::format::{self, BlockPointer};
+
+/// Bytes between two blocks that are read with them rather than left out: an index block, mostly.
+const GAP_BYTES_MAX: u64 = 16 * 1024;
+/// Bytes read at once, unless a single block is larger.
+const PIECE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Number of a layer in this process and offset of a block in it.
 type BlockKey = (u64, u64);
@@ -60,9 +66,29 @@ impl PageCache {
             return Ok(block);
         }
         let raw = self.read(layer, pointer.offset, pointer.len as usize).await?;
-        let block = decode(layer, pointer.offset, raw)?;
+        let block = decode(layer, pointer.offset, raw.into())?;
         self.blocks.insert(key, block.clone());
         Ok(block)
+    }
+
+    /// Blocks of `layer`, ascending by offset, past the cache: what lies together is read at once.
+    pub async fn blocks_past_cache(
+        &self,
+        layer: &Layer,
+        pointers: &[BlockPointer],
+    ) -> Result<Vec<Block>, LayerError> {
+        let mut blocks = Vec::with_capacity(pointers.len());
+        for piece in pieces(pointers) {
+            let start = piece[0].offset;
+            let end = piece.last().map_or(start, |last| last.end());
+            let raw = Bytes::from(self.read(layer, start, (end - start) as usize).await?);
+            for pointer in piece {
+                let at = (pointer.offset - start) as usize;
+                let stored = raw.slice(at..at + pointer.len as usize);
+                blocks.push(decode(layer, pointer.offset, stored)?);
+            }
+        }
+        Ok(blocks)
     }
 
     /// `len` bytes of the layer's file from `offset` on.
@@ -115,13 +141,28 @@ impl PageCache {
     }
 }
 
+/// Cuts where others lie between, and where too much would be read at once.
+fn pieces(mut pointers: &[BlockPointer]) -> impl Iterator<Item = &[BlockPointer]> {
+    std::iter::from_fn(move || {
+        let first = pointers.first()?;
+        let adjoin = |pair: &[BlockPointer]| {
+            let (gap, end) = (pair[1].offset.checked_sub(pair[0].end()), pair[1].end());
+            gap.is_some_and(|gap| gap <= GAP_BYTES_MAX) && end - first.offset <= PIECE_BYTES_MAX
+        };
+        let len = 1 + pointers.windows(2).take_while(|pair| adjoin(pair)).count();
+        let (piece, rest) = pointers.split_at(len);
+        pointers = rest;
+        Some(piece)
+    })
+}
+
 async fn open(layer: &Layer) -> std::io::Result<File> {
     let path = layer.path().to_owned();
     blocking::run(move || File::open(path)).await
 }
 
 /// Checks and unpacks the block read from `offset`.
-pub fn decode(layer: &Layer, offset: u64, raw: Vec<u8>) -> Result<Block, LayerError> {
+pub fn decode(layer: &Layer, offset: u64, raw: Bytes) -> Result<Block, LayerError> {
     format::decode_block(raw, offset)
         .and_then(|(level, payload)| Block::new(level, layer.key_len(), payload))
         .map_err(|reason| layer.damaged(offset, reason))

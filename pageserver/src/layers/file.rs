@@ -109,6 +109,12 @@ impl Layer {
         Ok(evicted)
     }
 
+    /// Memory that the blocks of all layers take which share this one's cache, in bytes.
+    #[cfg(test)]
+    pub(super) fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
     /// Length of the keys in its blocks.
     pub fn key_len(&self) -> usize {
         if self.name().is_delta() {
@@ -189,13 +195,27 @@ impl Layer {
         is_replaced
     }
 
+    /// Blocks of data, ascending by offset, past the cache.
+    pub(super) async fn data_past_cache(&self, pointers: &[BlockPointer]) -> Result<Vec<Block>, LayerError> {
+        let blocks = self.cache.blocks_past_cache(self, pointers).await?;
+        for (block, pointer) in blocks.iter().zip(pointers) {
+            self.check_level(block, pointer.offset, 0)?;
+        }
+        Ok(blocks)
+    }
+
     async fn read_block(&self, pointer: BlockPointer, level: u8) -> Result<Block, LayerError> {
         let block = self.cache.block(self, pointer).await?;
+        self.check_level(&block, pointer.offset, level)?;
+        Ok(block)
+    }
+
+    fn check_level(&self, block: &Block, offset: u64, level: u8) -> Result<(), LayerError> {
         if block.level() != level {
             let reason = format!("found a block of level {} instead of {level}", block.level());
-            return Err(self.damaged(pointer.offset, reason));
+            return Err(self.damaged(offset, reason));
         }
-        Ok(block)
+        Ok(())
     }
 
     fn child(&self, parent: BlockPointer, block: &Block, at: usize) -> Result<BlockPointer, LayerError> {
@@ -224,55 +244,72 @@ impl Layer {
     /// Gives the versions of `state.key` from `floor` on and below `state.upper`, newest first, until it has
     /// enough. After it, everything from `floor` on has been found.
     pub async fn collect(&self, state: &mut ReadState, floor: Lsn) -> Result<(), LayerError> {
-        self.residence.access.note(AccessKind::Reconstruct);
+        self.note_reads(1);
         match self.name() {
             LayerFileName::Delta { .. } => self.collect_deltas(state, floor).await,
             LayerFileName::Image { lsn, .. } => self.collect_image(state, *lsn).await,
         }
     }
 
+    /// Notes that versions of so many keys were wanted.
+    pub(super) fn note_reads(&self, keys: usize) {
+        self.residence
+            .access
+            .note_many(AccessKind::Reconstruct, keys as u64);
+    }
+
     async fn collect_image(&self, state: &mut ReadState, lsn: Lsn) -> Result<(), LayerError> {
         let bound = state.key.next().to_bytes();
-        if let Some((block, below)) = self.find_below(&bound).await? {
+        let found = self.find_below(&bound).await?;
+        Self::take_image(
+            state,
+            lsn,
+            found.as_ref().map(|(block, below)| (block, below - 1)),
+        );
+        Ok(())
+    }
+
+    /// Gives `state` the value in an image layer at `lsn`: number so-and-so of a block, if that has its key.
+    pub(super) fn take_image(state: &mut ReadState, lsn: Lsn, candidate: Option<(&Block, usize)>) {
+        if let Some((block, at)) = candidate {
             let mut key = [0; IMAGE_KEY_LEN];
-            block.key_into(below - 1, &mut key);
+            block.key_into(at, &mut key);
             if Key::from_bytes(&key) == state.key {
-                state.add(lsn, Value::Image(block.value(below - 1)));
+                state.add(lsn, Value::Image(block.value(at)));
             }
         }
         // What the image layer does not hold does not exist at its LSN.
         state.complete = true;
-        Ok(())
     }
 
     async fn collect_deltas(&self, state: &mut ReadState, floor: Lsn) -> Result<(), LayerError> {
+        let start = delta_key(state.key, floor);
         let mut bound = delta_key(state.key, state.upper);
-        loop {
-            let Some((block, below)) = self.find_below(&bound).await? else {
+        while let Some((block, below)) = self.find_below(&bound).await? {
+            let first = block.count_below(&start);
+            if self.add_block(state, &block, first..below)? {
+                return Ok(());
+            }
+            if first > 0 {
                 break;
-            };
-            for at in (0..below).rev() {
-                block.key_into(at, &mut bound);
-                let (key, lsn) = split_delta_key(&bound);
-                if key != state.key || lsn < floor {
-                    state.upper = floor;
-                    return Ok(());
-                }
-                let value = self.decode_value(key, lsn, block.value(at))?;
-                if state.add(lsn, value) {
-                    return Ok(());
-                }
             }
             // The first key of the block was one of ours: older versions may be in the block before.
+            block.key_into(0, &mut bound);
         }
         state.upper = floor;
         Ok(())
     }
 
-    fn decode_value(&self, key: Key, lsn: Lsn, raw: Bytes) -> Result<Value, LayerError> {
-        Value::decode(raw).map_err(|error| {
+    /// Gives `state` versions of its key in one of our blocks; see [`ReadState::add_block`].
+    pub(super) fn add_block(
+        &self,
+        state: &mut ReadState,
+        block: &Block,
+        versions: Range<usize>,
+    ) -> Result<bool, LayerError> {
+        state.add_block(block, versions).map_err(|error| {
             // The checksum was right: the file was written so.
-            self.damaged(0, format!("value of {key} at {lsn}: {error}"))
+            self.damaged(0, format!("key {}: {error}", state.key))
         })
     }
 
@@ -283,7 +320,8 @@ impl Layer {
         let end = delta_key(range.end, Lsn(0));
         let (start, end) = (&start[..self.key_len()], &end[..self.key_len()]);
         let mut raw = [0; DELTA_KEY_LEN];
-        for pointer in self.data_blocks(start, end).await? {
+        let pointers = self.data_blocks(start, end, usize::MAX).await?;
+        for pointer in pointers.expect("no number of blocks is too large") {
             let block = self.block(pointer, 0).await?;
             for at in block.count_below(start)..block.count_below(end) {
                 block.key_into(at, &mut raw[..self.key_len()]);
@@ -297,8 +335,13 @@ impl Layer {
         Ok(())
     }
 
-    /// The data blocks that may hold keys of `start..end`, in order.
-    async fn data_blocks(&self, start: &[u8], end: &[u8]) -> Result<Vec<BlockPointer>, LayerError> {
+    /// The data blocks that may hold keys of `start..end`, in order; `None` if they are more than `count_max`.
+    pub(super) async fn data_blocks(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        count_max: usize,
+    ) -> Result<Option<Vec<BlockPointer>>, LayerError> {
         let summary = self.summary().await?;
         let mut pointers = vec![summary.root];
         for level in (1..=summary.root_level).rev() {
@@ -310,10 +353,13 @@ impl Layer {
                 for at in first..block.count_below(end) {
                     below.push(self.child(pointer, &block, at)?);
                 }
+                if below.len() > count_max {
+                    return Ok(None);
+                }
             }
             pointers = below;
         }
-        Ok(pointers)
+        Ok(Some(pointers))
     }
 
     /// All values from the start of the file on, past the cache. Blocking; the caller has pinned the layer.
@@ -404,7 +450,7 @@ impl LayerScan {
             .read_exact(&mut raw[BLOCK_HEADER_LEN..])
             .map_err(LayerError::io("read", layer.path()))?;
         self.offset += raw.len() as u64;
-        cache::decode(layer, at, raw)
+        cache::decode(layer, at, raw.into())
     }
 
     fn next_block(&mut self) -> Result<Block, LayerError> {

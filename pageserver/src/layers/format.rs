@@ -21,7 +21,7 @@
 //!
 //! The offset in a block's checksum finds blocks that were written to, or read from, the wrong place.
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use pageserver_api::key::Key;
 use pageserver_api::layer_name::LayerFileName;
 use utils::id::{TenantId, TenantTimelineId, TimelineId};
@@ -54,6 +54,11 @@ pub struct BlockPointer {
 impl BlockPointer {
     /// Length of the encoded form.
     pub const LEN: usize = 12;
+
+    /// Offset of the first byte behind it; the highest there is if the pointer makes no sense.
+    pub fn end(self) -> u64 {
+        self.offset.saturating_add(u64::from(self.len))
+    }
 
     /// As it stands in index blocks.
     pub fn encode(self) -> [u8; Self::LEN] {
@@ -227,7 +232,7 @@ pub fn stored_len(header: &[u8; BLOCK_HEADER_LEN]) -> usize {
 ///
 /// # Errors
 /// What is wrong, for people.
-pub fn decode_block(stored: Vec<u8>, offset: u64) -> Result<(u8, bytes::Bytes), String> {
+pub fn decode_block(stored: Bytes, offset: u64) -> Result<(u8, Bytes), String> {
     if stored.len() < BLOCK_HEADER_LEN {
         return Err(format!("a block of {} bytes", stored.len()));
     }
@@ -242,7 +247,7 @@ pub fn decode_block(stored: Vec<u8>, offset: u64) -> Result<(u8, bytes::Bytes), 
         return Err(format!("block claims {stored_len} bytes, decoded {raw_len}"));
     }
     match encoding {
-        ENCODING_PLAIN => Ok((level, bytes::Bytes::from(stored).slice(BLOCK_HEADER_LEN..))),
+        ENCODING_PLAIN => Ok((level, stored.slice(BLOCK_HEADER_LEN..))),
         ENCODING_LZ4 => match lz4_flex::block::decompress(&stored[BLOCK_HEADER_LEN..], raw_len as usize) {
             Ok(payload) if payload.len() == raw_len as usize => Ok((level, payload.into())),
             Ok(payload) => Err(format!("block has {} bytes instead of {raw_len}", payload.len())),
@@ -302,6 +307,7 @@ mod tests {
         for (payload, smaller) in [(compressible, true), (not, false)] {
             for compression in [Compression::Off, Compression::Lz4] {
                 let stored = encode_block(&payload, 3, 4096, compression);
+                let decode_block = |stored: Vec<u8>, offset| decode_block(stored.into(), offset);
                 let packed = stored.len() < payload.len();
                 assert_eq!(packed, smaller && compression == Compression::Lz4);
                 let (level, raw) = decode_block(stored.clone(), 4096).unwrap();

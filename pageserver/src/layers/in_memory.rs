@@ -311,7 +311,7 @@ mod tests {
     fn read(layer: &InMemoryLayer, key: Key, upper: Lsn) -> Vec<Lsn> {
         let mut state = ReadState::new(key, upper);
         layer.collect(&mut state);
-        state.records.iter().map(|(lsn, _)| *lsn).collect()
+        state.records().iter().rev().map(|(lsn, _)| *lsn).collect()
     }
 
     proptest! {
@@ -363,7 +363,7 @@ mod tests {
         let mut state = ReadState::new(key(1), Lsn::MAX);
         layer.collect(&mut state);
         assert_eq!(state.base.as_deref(), Some(&b"page"[..]));
-        assert_eq!(state.records.len(), 1);
+        assert_eq!(state.records().len(), 1);
     }
 
     #[test]

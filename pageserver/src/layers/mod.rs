@@ -21,6 +21,7 @@ pub mod in_memory;
 pub mod map;
 pub mod read_state;
 pub mod residence;
+pub mod run;
 pub mod writer;
 
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! `pagestream`: a compute's reads (libpq services, section 3).
 //!
 //! Answers have the order of the requests. All requests that have arrived are answered
-//! before the answers are sent: a pipelining client costs one system call per batch, not per page. The second half of
-//! a large batch, which is what a scan sends, is worked on by another task at the same time.
+//! before the answers are sent: a pipelining client costs one system call per batch, not per page. Pages of one
+//! relation, which is what a scan asks for, are read together.
 //!
 //! A request that fails gets an error as its answer and the stream goes on; only a message that is no
 //! request ends it.
@@ -10,16 +10,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use bytes::Bytes;
 use pageserver_api::pagestream::{DecodeError, Query, Request, RequestLsn, Response};
+use pageserver_api::reltag::RelTag;
 use postgres_backend::{Connection, CopyEnd, CopyReader, CopyWriter, QueryError};
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 use utils::lsn::Lsn;
 
 use super::trace::Trace;
+use crate::layers::run::RUN_KEYS_MAX;
 use crate::metrics::{SmgrQuery, TimelineMetrics};
 use crate::pgdatadir::{self, DEFAULT_TABLESPACE, DataError, DbId};
 use crate::timeline::{ReadError, Timeline};
@@ -80,8 +81,6 @@ pub struct Options {
 
 /// Most requests that are answered together; so many pages are held in memory.
 const BATCH_REQUESTS_MAX: usize = 64;
-/// Smallest batch of which another task takes half: starting one costs about as much as a page.
-const SHARED_BATCH_REQUESTS_MIN: usize = 12;
 
 struct PageStream {
     answerer: Answerer,
@@ -89,7 +88,6 @@ struct PageStream {
 }
 
 /// What it takes to answer requests.
-#[derive(Clone)]
 struct Answerer {
     timeline: Arc<Timeline>,
     metrics: Arc<TimelineMetrics>,
@@ -172,47 +170,85 @@ impl PageStream {
 
     async fn respond_to_all<S>(
         &self,
-        mut batch: Vec<Bytes>,
+        batch: Vec<Bytes>,
         writer: &mut CopyWriter<'_, S>,
     ) -> Result<(), QueryError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let shared = (batch.len() >= SHARED_BATCH_REQUESTS_MIN).then(|| {
-            let rest = batch.split_off(batch.len() / 2);
-            let answerer = self.answerer.clone();
-            AbortOnDropHandle::new(tokio::spawn(async move { answerer.respond_to_each(rest).await }))
-        });
-        for payload in batch {
-            let response = self.answerer.respond(payload).await?;
-            writer.put(|out| response.encode(out));
+        let requests: Vec<Decoded> = batch.iter().map(|payload| Request::decode(payload)).collect();
+        for piece in pieces(&requests) {
+            if let Some(pages) = self.answerer.pages(piece).await {
+                for page in pages {
+                    writer.put(|out| Response::GetPage(page).encode(out));
+                }
+            } else {
+                for request in piece {
+                    let response = self.answerer.respond(request.clone()).await?;
+                    writer.put(|out| response.encode(out));
+                }
+            }
             writer.flush_if_large().await?;
         }
-        let Some(shared) = shared else { return Ok(()) };
-        let (responses, end) = shared.await.context("answering requests panicked")?;
-        for response in responses {
-            writer.put(|out| response.encode(out));
-            writer.flush_if_large().await?;
-        }
-        end
+        Ok(())
     }
 }
 
+type Decoded = Result<Request, DecodeError>;
+
+/// Cuts a batch into requests that can be answered together: for pages of one relation fork at one LSN.
+fn pieces(batch: &[Decoded]) -> impl Iterator<Item = &[Decoded]> {
+    let together = |a: &Decoded, b: &Decoded| {
+        let (Ok(a), Ok(b)) = (a, b) else { return false };
+        let (Query::GetPage { rel: of_a, .. }, Query::GetPage { rel: of_b, .. }) = (a.query, b.query) else {
+            return false;
+        };
+        of_a == of_b && a.at.latest == b.at.latest && (a.at.latest || a.at.lsn == b.at.lsn)
+    };
+    batch
+        .chunk_by(together)
+        .flat_map(|piece| piece.chunks(RUN_KEYS_MAX))
+}
+
 impl Answerer {
-    /// The responses, and what ended them before all requests had one.
-    async fn respond_to_each(&self, batch: Vec<Bytes>) -> (Vec<Response>, Result<(), QueryError>) {
-        let mut responses = Vec::with_capacity(batch.len());
-        for payload in batch {
-            match self.respond(payload).await {
-                Ok(response) => responses.push(response),
-                Err(end) => return (responses, Err(end)),
-            }
+    /// The pages that `piece` asks for, read together. `None` if there is nothing to be put together, and if it fails:
+    /// alone, each gets its own answer.
+    async fn pages(&self, piece: &[Decoded]) -> Option<Vec<Bytes>> {
+        if piece.len() == 1 {
+            return None;
         }
-        (responses, Ok(()))
+        let begin = Instant::now();
+        let mut blocks: SmallVec<[u32; RUN_KEYS_MAX]> = SmallVec::new();
+        let mut of: Option<(RelTag, RequestLsn)> = None;
+        for request in piece.iter().flatten() {
+            let Query::GetPage { rel, block } = request.query else {
+                return None;
+            };
+            blocks.push(block);
+            let highest = of.map_or(request.at.lsn, |(_, at)| at.lsn.max(request.at.lsn));
+            of = Some((
+                rel,
+                RequestLsn {
+                    lsn: highest,
+                    ..request.at
+                },
+            ));
+        }
+        let (rel, at) = of?;
+        let lsn = self.effective_lsn(at).await.ok()?;
+        let pages = pgdatadir::rel_pages_at(&*self.timeline, rel, &blocks, lsn)
+            .await
+            .ok()?;
+        let each = begin.elapsed().as_secs_f64() / blocks.len() as f64;
+        for _ in &blocks {
+            self.metrics.smgr(SmgrQuery::GetPage).observe(each);
+        }
+        Some(pages)
     }
 
-    async fn respond(&self, payload: Bytes) -> Result<Response, QueryError> {
-        let request = match Request::decode(&payload) {
+    /// `Err` ends the stream.
+    async fn respond(&self, request: Decoded) -> Result<Response, QueryError> {
+        let request = match request {
             Ok(request) => request,
             Err(error @ DecodeError::UnknownTag(_)) => return Err(QueryError::Failed(error.into())),
             Err(error) => return Ok(Response::Error(RequestError::from(error).to_string())),

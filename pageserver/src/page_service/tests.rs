@@ -120,7 +120,7 @@ fn page_of(byte: u8) -> Response {
     Response::GetPage(vec![byte; 8192].into())
 }
 
-/// Large batches are worked on by two tasks, which the answers must not show, nor what is wrong with a request.
+/// Pages of one relation are read together, which the answers must not show, nor what is wrong with a request.
 #[tokio::test]
 async fn batches_of_all_sizes_are_answered_in_order() {
     let test = TestServer::start().await;
@@ -227,6 +227,52 @@ async fn the_lsn_decides_what_is_seen() {
         page_of(77),
         "errors do not end the stream"
     );
+}
+
+#[tokio::test]
+async fn requests_that_come_together_have_their_own_answers() {
+    let test = TestServer::start().await;
+    let timeline = test.timeline(1).await;
+    put(&timeline, Lsn(0x200), 0..20, |block| block + 1).await;
+    put(&timeline, Lsn(0x300), 5..6, |_| 99).await;
+    let mut client = Client::pagestream(&test, &timeline).await;
+    let mut asked = Vec::new();
+    let mut ask = |latest, lsn, block: u32, answer: Option<u8>| {
+        client.put(latest, lsn, page(block));
+        asked.push((lsn, block, answer));
+    };
+    for block in 0..18 {
+        ask(
+            true,
+            0x200 + u64::from(block),
+            block,
+            Some(if block == 5 { 99 } else { block as u8 + 1 }),
+        );
+    }
+    // Out of order, twice, behind the end, before a change; one that fails among others that do not.
+    for (block, lsn, answer) in [
+        (7, 0x200, Some(8)),
+        (5, 0x200, Some(6)),
+        (7, 0x200, Some(8)),
+        (500, 0x200, Some(0)),
+        (5, 0x300, Some(99)),
+        (6, 8, None),
+        (6, 0x300, Some(7)),
+    ] {
+        ask(false, lsn, block, answer);
+    }
+    for block in [3, 4] {
+        ask(true, 0x300, block, Some(block as u8 + 1));
+    }
+    ask(true, 0x900, 3, None);
+    client.0.flush().await.unwrap();
+    for (lsn, block, answer) in asked {
+        let response = client.response().await;
+        match answer {
+            Some(byte) => assert_eq!(response, page_of(byte), "block {block} at {lsn:x}"),
+            None => assert!(matches!(response, Response::Error(_)), "block {block} at {lsn:x}"),
+        }
+    }
 }
 
 #[tokio::test]

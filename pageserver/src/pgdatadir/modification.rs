@@ -354,7 +354,7 @@ impl<'a, S: ReadStore> Modification<'a, S> {
             self.batch.put(key, self.lsn, Value::WalRecord(record));
             return Ok(());
         }
-        let page = reconstruct(key, self.lsn, Some(zero_page()), &[(self.lsn, record)])?;
+        let page = reconstruct(key, self.lsn, Some(zero_page()), &[(self.lsn, (&record).into())])?;
         let page = page.expect("a base image was given");
         self.put_slru_page(kind, segno, block, page).await
     }

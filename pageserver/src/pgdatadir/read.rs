@@ -98,6 +98,30 @@ pub async fn rel_page<S: ReadStore>(
     }
 }
 
+/// Pages of a relation fork in the order of `blocks`, each as [`rel_page`] gives it.
+pub async fn rel_pages_at<S: ReadStore>(
+    store: &S,
+    rel: RelTag,
+    blocks: &[u32],
+    lsn: Lsn,
+) -> Result<Vec<Bytes>, DataError> {
+    let size_key = key::rel_size_key(rel);
+    let size = match store.get(size_key, lsn).await? {
+        Some(raw) => decode_size(size_key, lsn, &raw)?,
+        None => 0,
+    };
+    let keys: Vec<Key> = blocks
+        .iter()
+        .map(|block| key::rel_block_key(rel, *block))
+        .collect();
+    let values = store.get_many(&keys, lsn).await?;
+    let page = |(key, value): (&Key, Option<Bytes>)| match value {
+        Some(page) if key.field6 < size => check_page(*key, lsn, page),
+        _ => Ok(zero_page()),
+    };
+    keys.iter().zip(values).map(page).collect()
+}
+
 /// The pages `blocks` of a relation fork that has at least that many; for whole-relation copies.
 pub async fn rel_pages<S: ReadStore>(
     store: &S,

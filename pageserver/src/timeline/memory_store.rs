@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use pageserver_api::key::Key;
-use pageserver_api::value::{Value, WalRecord};
+use pageserver_api::value::{Value, WalRecord, WalRecordRef};
 use parking_lot::RwLock;
 use utils::lsn::Lsn;
 
@@ -58,7 +58,11 @@ impl MemoryStore {
                 }
             }
         }
-        records.reverse();
+        let records: Vec<(Lsn, WalRecordRef<'_>)> = records
+            .iter()
+            .rev()
+            .map(|(at, record)| (*at, record.into()))
+            .collect();
         super::reconstruct(key, lsn, base, &records)
     }
 }

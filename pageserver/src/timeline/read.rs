@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use pageserver_api::key::Key;
+use smallvec::SmallVec;
 use utils::lsn::Lsn;
 
 use super::page_memory::KnownPage;
@@ -12,6 +13,7 @@ use super::{ReadError, ReadStore, Timeline, reconstruct};
 use crate::layers::LayerError;
 use crate::layers::map::{LayerMap, NextLayer};
 use crate::layers::read_state::ReadState;
+use crate::layers::run::{RUN_KEYS_MAX, Wanted};
 use crate::metrics;
 
 /// Keys that one step of a scan reads together; bounds what is in memory beside the result.
@@ -144,13 +146,13 @@ impl Timeline {
 
     fn finish(&self, mut state: ReadState, lsn: Lsn, remember: Remember) -> Result<Option<Bytes>, ReadError> {
         metrics::note_read(state.files_visited);
-        state.records.reverse();
-        let value = reconstruct(state.key, lsn, state.base, &state.records)?;
-        if let (Remember::Reconstructed, Some(page), Some((changed, _))) =
-            (remember, &value, state.records.last())
+        let base = state.base.take();
+        let value = reconstruct(state.key, lsn, base, &state.records())?;
+        if let (Remember::Reconstructed, Some(page), Some(changed)) =
+            (remember, &value, state.newest_record())
         {
             let known = KnownPage {
-                changed: *changed,
+                changed,
                 read_at: lsn,
                 page: page.clone(),
             };
@@ -218,7 +220,7 @@ async fn collect_one(files: &LayerMap, state: &mut ReadState, lsn: Lsn) -> Resul
     Ok(())
 }
 
-/// In rounds: each incomplete key finds its next layer, then all keys of a layer are read together.
+/// In rounds: each incomplete key finds its next layer, then all keys of a layer are read together, neighbours at once.
 async fn collect_many(files: &LayerMap, states: &mut [ReadState], lsn: Lsn) -> Result<(), ReadError> {
     loop {
         let mut round: Vec<(NextLayer<'_>, usize)> = Vec::new();
@@ -229,16 +231,38 @@ async fn collect_many(files: &LayerMap, states: &mut [ReadState], lsn: Lsn) -> R
             return Ok(());
         }
         round.sort_by_key(|(next, index)| (next.layer.number(), *index));
-        for (next, index) in round {
-            let state = &mut states[index];
-            state.files_visited += 1;
-            next.layer
-                .collect(state, next.floor)
-                .await
-                .map_err(at(state.key, lsn))?;
-            state.settle();
+        let neighbours = |(a, at_a): &(NextLayer<'_>, usize), (b, at_b): &(NextLayer<'_>, usize)| {
+            a.layer.number() == b.layer.number() && states[*at_a].key.is_shortly_before(states[*at_b].key)
+        };
+        let runs: Vec<_> = round.chunk_by(neighbours).collect();
+        for run in runs.iter().flat_map(|run| run.chunks(RUN_KEYS_MAX)) {
+            collect_run(run, states, lsn).await?;
         }
     }
+}
+
+/// Reads keys, which are given by where they are in `states`, from the one layer that is next for all of them.
+async fn collect_run(
+    run: &[(NextLayer<'_>, usize)],
+    states: &mut [ReadState],
+    lsn: Lsn,
+) -> Result<(), ReadError> {
+    let (first, start) = (&run[0].0, run[0].1);
+    let (layer, key) = (first.layer, states[start].key);
+    let mut rest = (start..).zip(&mut states[start..]);
+    let mut wanted: SmallVec<[Wanted<'_>; RUN_KEYS_MAX]> = SmallVec::new();
+    for (next, index) in run {
+        let found = rest.find(|(at, _)| at == index);
+        let (_, state) = found.expect("the places of a run's keys ascend");
+        state.files_visited += 1;
+        wanted.push(Wanted {
+            state,
+            floor: next.floor,
+        });
+    }
+    layer.collect_run(&mut wanted).await.map_err(at(key, lsn))?;
+    wanted.iter_mut().for_each(|wanted| wanted.state.settle());
+    Ok(())
 }
 
 /// The exclusive bound of a read that sees versions at `lsn`.

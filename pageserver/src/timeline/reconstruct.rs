@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use pageserver_api::key::Key;
-use pageserver_api::value::WalRecord;
+use pageserver_api::value::WalRecordRef;
 use utils::lsn::Lsn;
 
 use super::store::ReadError;
@@ -14,12 +14,12 @@ pub fn reconstruct(
     key: Key,
     lsn: Lsn,
     base: Option<Bytes>,
-    records: &[(Lsn, WalRecord)],
+    records: &[(Lsn, WalRecordRef<'_>)],
 ) -> Result<Option<Bytes>, ReadError> {
     if records.is_empty() {
         return Ok(base);
     }
-    wal_redo::reconstruct(key, base, records)
+    wal_redo::reconstruct_borrowed(key, base, records)
         .map(Some)
         .map_err(|source| ReadError::Redo {
             key,
