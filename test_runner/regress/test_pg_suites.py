@@ -56,10 +56,18 @@ def check_branch_from_middle(env: NeonEnv, lsn: str, directory: Path, stock_isol
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("shared_buffers", ["128MB", "1MB"])
-def test_suites_and_what_they_leave(neon_env_builder: NeonEnvBuilder, ports, test_dir: Path, shared_buffers):
+@pytest.mark.parametrize(
+    ("shared_buffers", "file_cache"),
+    [
+        pytest.param("128MB", True, id="as neon_local sets it up"),
+        pytest.param("1MB", False, id="pages come from the pageserver"),
+        pytest.param("1MB", True, id="pages come from the file cache"),
+    ],
+)
+def test_suites_and_what_they_leave(neon_env_builder: NeonEnvBuilder, ports, test_dir: Path, shared_buffers, file_cache):
     stock_regress, stock_isolation = stock_run(REGRESS, ports), stock_run(ISOLATION, ports)
     neon_env_builder.safekeepers = 3
+    neon_env_builder.file_cache = file_cache
     env = neon_env_builder.start()
     endpoint = env.endpoint("main").set(shared_buffers=shared_buffers, **SETTINGS).start()
     run, middle = run_regress_noting_middle(endpoint, test_dir / "regress", len(stock_regress.passed))
