@@ -14,6 +14,7 @@ pub mod env;
 pub mod http;
 pub mod output;
 pub mod pageserver;
+pub mod placement;
 pub mod process;
 pub mod safekeeper;
 pub mod timeline_tree;
