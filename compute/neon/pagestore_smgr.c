@@ -416,16 +416,19 @@ pagestore_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
 	return true;
 }
 
-/* Reads a page from wherever its newest version is. Whether it came from the page server. */
+/*
+ * Reads a page from wherever its newest version is. Whether it came from the page server. The overlay is what was
+ * known of the fork's after the page's buffer had been claimed: from then on nobody can store the page there.
+ */
 static bool
-read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
+read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, Knowledge overlay, char *page)
 {
 	RelFileNode node = reln->smgr_rnode.node;
 	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
 	BufferTag	tag;
 
 	INIT_BUFFERTAG(tag, node, fork, blkno);
-	if (overlay_read(reln, fork, blkno, page) || file_cache_read(&tag, page))
+	if ((overlay != KNOWN_ABSENT && overlay_read(reln, fork, blkno, page)) || file_cache_read(&tag, page))
 		return false;
 	set_page_version(&request);
 	pagestream_get_page(&request, page);
@@ -436,6 +439,7 @@ read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 static void
 pagestore_read(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 {
+	ForkState	state;
 	BlockNumber nblocks;
 
 	if (is_local_fork(reln->smgr_rnode, fork))
@@ -443,7 +447,8 @@ pagestore_read(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page
 		mdread(reln, fork, blkno, page);
 		return;
 	}
-	nblocks = relsize_get(reln->smgr_rnode.node, fork).nblocks;
+	state = relsize_get(reln->smgr_rnode.node, fork);
+	nblocks = state.nblocks;
 	if (nblocks != InvalidBlockNumber && nblocks <= blkno)
 	{
 		if (!zero_damaged_pages && !InRecovery)
@@ -456,7 +461,7 @@ pagestore_read(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page
 	}
 	if (!RecoveryInProgress())
 		throttle_briefly();
-	if (read_page(reln, fork, blkno, page))
+	if (read_page(reln, fork, blkno, state.overlay, page))
 		readahead_note(reln, fork, blkno, nblocks);
 	else
 		readahead_skip(reln, fork, blkno);
