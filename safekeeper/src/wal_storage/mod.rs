@@ -21,12 +21,14 @@ mod prologue;
 mod reader;
 mod spare;
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use postgres_ffi::v15::wal_file::SegmentName;
+use rustix::fs::Advice;
 use utils::crashsafe::{self, CrashsafeError};
 use utils::lsn::Lsn;
 
@@ -45,6 +47,8 @@ const PG_TIMELINE: u32 = 1;
 const SEGMENT_BYTES: std::ops::RangeInclusive<u32> = 1 << 20..=1 << 30;
 /// Zeros are written and read in pieces of this size, in bytes.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// So many complete segments stay in the kernel's cache. Readers and the offload are done with older ones, as a rule.
+const SEGMENTS_CACHED: usize = 4;
 static ZEROS: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
 /// Writes shorter than this are small, in bytes. What the file system does when space is written to for the first
 /// time counts little beside a longer write, and zeros would double it.
@@ -227,6 +231,8 @@ pub struct WalStorage {
     /// Everything from here to the end of its segment is known to be zero.
     zeros_from: Option<Lsn>,
     open: Option<OpenSegment>,
+    /// The segments completed last, oldest first.
+    complete: VecDeque<File>,
     spare: spare::Spare,
 }
 
@@ -242,6 +248,7 @@ impl WalStorage {
             write_lsn,
             zeros_from: None,
             open: None,
+            complete: VecDeque::new(),
             spare,
         }
     }
@@ -361,8 +368,21 @@ impl WalStorage {
         // The new name need not be durable: either name will do after a crash.
         std::fs::rename(&open.path, &path).map_err(WalError::at("rename", &open.path))?;
         self.zeros_from = None;
+        self.keep_cached(open.file);
         failpoint!("sk-after-segment-finish");
         Ok(())
+    }
+
+    /// Has the kernel forget the contents of a segment completed long ago in place of this one's: memory that was in use
+    /// a moment ago is cheaper than other memory, and of more use to others.
+    fn keep_cached(&mut self, segment: File) {
+        self.complete.push_back(segment);
+        if self.complete.len() > SEGMENTS_CACHED
+            && let Some(old) = self.complete.pop_front()
+        {
+            // Advice that is not taken costs nothing but memory.
+            let _ = rustix::fs::fadvise(&old, 0, None, Advice::DontNeed);
+        }
     }
 
     /// Cuts the WAL off at `to`: after that there are only zeros behind it. If WAL begins there, in the

@@ -51,6 +51,30 @@ fn read_back(dir: &tempfile::TempDir, begin: Lsn, end: Lsn) -> Vec<u8> {
 }
 
 #[test]
+fn old_segments_leave_the_kernels_cache() {
+    // Beside the program: where temporary files are, there may be nothing but memory.
+    let program = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let start = Lsn(SEGMENT_SIZE as u64);
+    let segments = 2 * SEGMENTS_CACHED;
+    let mut storage = WalStorage::open(wal_dir(&dir), Sync::Yes, server(), start);
+    let wal = vec![1; SEGMENT_SIZE * segments];
+    storage.write(start, &wal).unwrap();
+    storage.flush().unwrap();
+    let is_cached = |segment: usize| {
+        let at = start + (segment * SEGMENT_SIZE) as u64;
+        let mut reader = WalReader::new(wal_dir(&dir), at);
+        reader
+            .try_read(at + 8192u64, 8192, &mut BytesMut::new())
+            .unwrap()
+            .is_some()
+    };
+    let cached: Vec<usize> = (0..segments).filter(|&segment| is_cached(segment)).collect();
+    assert_eq!(cached, (segments - SEGMENTS_CACHED..segments).collect::<Vec<_>>());
+    assert_eq!(read_back(&dir, start, start + wal.len() as u64), wal);
+}
+
+#[test]
 fn segment_names() {
     for (segment_size, segno, name) in [
         (16 << 20, 1, "000000010000000000000001"),
