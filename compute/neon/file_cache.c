@@ -11,8 +11,9 @@
  * Invariants
  *	* A page that is here is the newest version that has left shared buffers, and in no overlay. All that makes
  *	  another version the newest goes through save_page(), truncation or drop in pagestore_smgr.c,
- *	  which replace or forget it. A page is read into the cache only by the process that is
- *	  reading it into a shared buffer, and nobody can change it meanwhile.
+ *	  which replace or forget it. While a process reads a page into a shared buffer nobody can change it; but
+ *	  some read past the buffers (pg_prewarm). So what was read is stored only if nothing was stored or
+ *	  forgotten, of pages with the same lock, since it was found missing.
  *	* An entry and its slot in the file are read and written only with the bucket's lock held: shared for reading,
  *	  exclusively for writing. So nobody sees half a page, or another page's.
  *
@@ -62,6 +63,7 @@ typedef struct FileCache
 	pg_atomic_uint64 stores;
 	pg_atomic_uint64 evictions;
 	uint32		buckets;
+	pg_atomic_uint32 changes[LOCKS];	/* versions stored or forgotten; set under the lock, exclusively */
 	pg_atomic_uint32 pages_held[COUNTERS];	/* of all forks that hash there */
 	Entry		entries[FLEXIBLE_ARRAY_MEMBER]; /* [bucket * WAYS + way] */
 } FileCache;
@@ -167,6 +169,12 @@ lock_of(uint32 bucket)
 	return &locks[bucket % LOCKS].lock;
 }
 
+static pg_atomic_uint32 *
+changes_of(uint32 bucket)
+{
+	return &cache->changes[bucket % LOCKS];
+}
+
 static uint32
 slot_number(uint32 bucket, int way)
 {
@@ -257,16 +265,18 @@ write_slot(uint32 slot, const char *page)
 }
 
 bool
-file_cache_read(const BufferTag *tag, char *page)
+file_cache_read(const BufferTag *tag, char *page, uint32 *changes)
 {
 	uint32		bucket;
 	int			way;
 	bool		hit = false;
 
+	*changes = 0;
 	if (is_off())
 		return false;
 	bucket = bucket_of(tag);
 	LWLockAcquire(lock_of(bucket), LW_SHARED);
+	*changes = pg_atomic_read_u32(changes_of(bucket));
 	way = find(bucket, tag);
 	if (way >= 0)
 	{
@@ -333,33 +343,53 @@ take_over(Entry *entry, const BufferTag *tag)
 	pg_atomic_write_u32(&entry->accesses, 0);
 }
 
+/* Puts the page into its bucket, whose lock is held exclusively. */
+static void
+store(uint32 bucket, const BufferTag *tag, const char *page)
+{
+	int			way = find(bucket, tag);
+	Entry	   *entry;
+
+	pg_atomic_fetch_add_u64(&cache->stores, 1);
+	if (way < 0)
+	{
+		way = choose_way(bucket);
+		if (way < 0)
+			return;
+		take_over(entry_at(bucket, way), tag);
+	}
+	entry = entry_at(bucket, way);
+	if (!write_slot(slot_number(bucket, way), page))
+		set_free(entry);
+	pg_atomic_write_u32(&entry->last_used, pg_atomic_fetch_add_u32(&cache->clock, 1));
+}
+
 void
 file_cache_store(const BufferTag *tag, const char *page)
 {
 	uint32		bucket;
-	int			way;
 
 	if (is_off())
 		return;
 	bucket = bucket_of(tag);
 	LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
-	way = find(bucket, tag);
-	if (way < 0)
-	{
-		way = choose_way(bucket);
-		if (way >= 0)
-			take_over(entry_at(bucket, way), tag);
-	}
-	if (way >= 0)
-	{
-		Entry	   *entry = entry_at(bucket, way);
-
-		if (!write_slot(slot_number(bucket, way), page))
-			set_free(entry);
-		pg_atomic_write_u32(&entry->last_used, pg_atomic_fetch_add_u32(&cache->clock, 1));
-	}
+	pg_atomic_fetch_add_u32(changes_of(bucket), 1);
+	store(bucket, tag, page);
 	LWLockRelease(lock_of(bucket));
-	pg_atomic_fetch_add_u64(&cache->stores, 1);
+}
+
+void
+file_cache_store_read(const BufferTag *tag, const char *page, uint32 changes)
+{
+	uint32		bucket;
+
+	if (is_off())
+		return;
+	bucket = bucket_of(tag);
+	LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
+	if (pg_atomic_read_u32(changes_of(bucket)) == changes)
+		store(bucket, tag, page);
+	LWLockRelease(lock_of(bucket));
 }
 
 void
@@ -372,6 +402,7 @@ file_cache_forget(const BufferTag *tag)
 		return;
 	bucket = bucket_of(tag);
 	LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
+	pg_atomic_fetch_add_u32(changes_of(bucket), 1);
 	way = find(bucket, tag);
 	if (way >= 0)
 		set_free(entry_at(bucket, way));

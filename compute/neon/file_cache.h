@@ -16,12 +16,18 @@ extern void file_cache_shmem_init(void);
 /* Assign hook of neon.file_cache_size_limit. */
 extern void file_cache_assign_limit(int limit_mb, void *extra);
 
-/* Reads the page if it is there. */
-extern bool file_cache_read(const BufferTag *tag, char *page);
+/* Reads the page if it is there. If not, `*changes` is for file_cache_store_read(). */
+extern bool file_cache_read(const BufferTag *tag, char *page, uint32 *changes);
 extern bool file_cache_contains(const BufferTag *tag);
 
 /* The newest version of the page is this one. Replaces an older version; may push out another page. */
 extern void file_cache_store(const BufferTag *tag, const char *page);
+
+/*
+ * The page was read elsewhere, after file_cache_read() had missed it. It is kept unless pages were stored or forgotten
+ * since: a newer version may have been among them.
+ */
+extern void file_cache_store_read(const BufferTag *tag, const char *page, uint32 changes);
 
 /* What is here of these pages is no longer the newest version. Neither waits for IO of ours, nor fails. */
 extern void file_cache_forget(const BufferTag *tag);

@@ -155,6 +155,8 @@ save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 	}
 
 	INIT_BUFFERTAG(tag, node, fork, blkno);
+	/* First, so that who misses the page in all caches does not ask for an older version. */
+	last_written_lsn_note(&tag, lsn);
 	if (fate == FATE_IN_WAL)
 	{
 		file_cache_store(&tag, page);
@@ -173,7 +175,6 @@ save_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, char *page)
 	}
 	if (fate == FATE_SEQUENCE)
 		relsize_note_sequence(node, fork);
-	last_written_lsn_note(&tag, lsn);
 }
 
 /*
@@ -426,13 +427,14 @@ read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, Knowledge overl
 	RelFileNode node = reln->smgr_rnode.node;
 	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
 	BufferTag	tag;
+	uint32		changes;
 
 	INIT_BUFFERTAG(tag, node, fork, blkno);
-	if ((overlay != KNOWN_ABSENT && overlay_read(reln, fork, blkno, page)) || file_cache_read(&tag, page))
+	if ((overlay != KNOWN_ABSENT && overlay_read(reln, fork, blkno, page)) || file_cache_read(&tag, page, &changes))
 		return false;
 	set_page_version(&request);
 	pagestream_get_page(&request, page);
-	file_cache_store(&tag, page);
+	file_cache_store_read(&tag, page, changes);
 	return true;
 }
 

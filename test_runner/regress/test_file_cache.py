@@ -8,6 +8,7 @@ import pytest
 
 from fixtures import processes
 from fixtures.neon_env import Background, Endpoint, NeonEnvBuilder
+from fixtures.pagestream_proxy import PagestreamProxy
 
 MIB = 1024 * 1024
 
@@ -195,6 +196,64 @@ def test_never_an_old_version(neon_env_builder: NeonEnvBuilder):
         found = dict(main.sql("SELECT i, n FROM t"))
         assert {key: found[key] for key in expected} == expected and len(found) == 8 * rows
         main.restart()
+
+
+def test_a_late_answer_does_not_replace_a_newer_page(neon_env_builder: NeonEnvBuilder, ports):
+    """Who reads past the shared buffers gets the page as it was when it asked, and it may have been written since."""
+    env = neon_env_builder.start()
+    proxy = PagestreamProxy(ports.get(), env.pageserver.pg_port)
+    address = f"postgresql://no_user:@127.0.0.1:{proxy.listener.getsockname()[1]}"
+    settings = {"neon__pageserver_connstring": address, "neon__max_file_cache_size": "64MB", "autovacuum": "off"}
+    main = env.endpoint("main").set(**settings).start()
+    main.sql(*[f"CREATE EXTENSION {name}" for name in ("neon", "neon_test_utils", "pg_prewarm")])
+    main.sql("CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)", "CHECKPOINT")
+    here = "SELECT count(*) FROM local_cache WHERE relfilenode = pg_relation_filenode('t') AND relforknumber = 0"
+    read, update = "SELECT pg_prewarm('t', 'read')", "UPDATE t SET n = n + 1"
+    with main.cursor() as reader, main.cursor() as writer:
+        # From now on both have what else they need, also a connection to the pageserver; the cache has nothing.
+        set_limit(main, 0)
+        reader.execute(read)
+        writer.execute(update)
+        writer.execute("CHECKPOINT")
+        set_limit(main, 64)
+        assert main.value(here) == 0
+        proxy.reset()
+        proxy.answering.clear()
+        try:
+            late = Background(reader.execute, read)
+            processes.wait_until(lambda: proxy.requests > 0, "the page has been asked for")
+            writer.execute(update)
+            writer.execute("CHECKPOINT")
+        finally:
+            proxy.answering.set()
+        late.join()
+    assert main.value(here) == 1
+    main.sql("SELECT clear_buffer_cache()")
+    assert main.value("SELECT n FROM t") == 3
+    proxy.close()
+
+
+def test_reads_past_the_buffers_beside_writers(neon_env_builder: NeonEnvBuilder):
+    """The same by chance, in a cache so small that what was written does not stay there either."""
+    main = start(neon_env_builder, neon__max_file_cache_size="1MB")
+    main.sql("CREATE EXTENSION pg_prewarm", "CREATE TABLE other AS SELECT repeat('x', 800) FROM generate_series(1, 3000)")
+    main.sql("CREATE TABLE t (n int, v text)", "INSERT INTO t SELECT 0, repeat('v', 1500) FROM generate_series(1, 8)")
+    stopped = threading.Event()
+
+    def read():
+        with main.cursor() as cursor:
+            while not stopped.is_set():
+                cursor.execute("SELECT pg_prewarm('other', 'read', 'main', 0, 250), pg_prewarm('t', 'read')")
+
+    readers = [Background(read) for _ in range(2)]
+    try:
+        for n in range(1, 300):
+            main.sql("UPDATE t SET n = n + 1", "SELECT clear_buffer_cache()")
+            assert main.sql("SELECT min(n), max(n), count(*) FROM t") == [(n, n, 8)]
+    finally:
+        stopped.set()
+    for reader in readers:
+        reader.join()
 
 
 def test_a_read_only_compute_moves_on(neon_env_builder: NeonEnvBuilder):
