@@ -26,7 +26,6 @@
 
 #include "auth_guard.h"
 #include "neon.h"
-#include "walproposer_worker.h"
 
 /* A connection waits this long, less than the default authentication_timeout of 60 s. */
 #define GUARD_WAIT_MS 30000
@@ -97,13 +96,8 @@ guard_connection(Port *port, int status)
 {
 	if (next_hook != NULL)
 		next_hook(port, status);
-	/* A rejected client is told so at once. */
-	if (status != STATUS_OK)
-		return;
-	if (is_walproposer(port))
-		walproposer_share_cpu();
-	/* A replica has nothing to commit. */
-	else if (!RecoveryInProgress())
+	/* A rejected client is told so at once, and a replica has nothing to commit. */
+	if (status == STATUS_OK && !RecoveryInProgress() && !is_walproposer(port))
 		wait_until_commits_are_safe();
 }
 

@@ -9,8 +9,6 @@
  */
 #include "postgres.h"
 
-#include <sched.h>
-
 #include "access/xlog.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -64,7 +62,6 @@ int			neon_file_cache_size_limit_mb;
 int			neon_max_replication_write_lag_mb;
 int			neon_max_replication_flush_lag_mb;
 int			neon_max_replication_apply_lag_mb;
-int			neon_walproposer_cpu;
 
 /* The walproposer reads these from the configuration file; here they only have to be known. */
 static char *safekeeper_token_env;
@@ -145,8 +142,6 @@ static const IntSetting int_settings[] = {
 	&safekeeper_reconnect_timeout_ms, 1000, 0, INT_MAX, PGC_POSTMASTER, GUC_UNIT_MS},
 	{"neon.safekeeper_connect_timeout", "A silent safekeeper is given up after this.",
 	&safekeeper_connect_timeout_ms, 5000, 0, INT_MAX, PGC_POSTMASTER, GUC_UNIT_MS},
-	{"neon.walproposer_cpu", "CPU that the walproposer and its walsender share; -1 for any.",
-	&neon_walproposer_cpu, -1, -1, CPU_SETSIZE - 1, PGC_POSTMASTER, 0},
 };
 
 static void

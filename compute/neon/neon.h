@@ -31,7 +31,6 @@ extern int	neon_file_cache_size_limit_mb;
 extern int	neon_max_replication_write_lag_mb;
 extern int	neon_max_replication_flush_lag_mb;
 extern int	neon_max_replication_apply_lag_mb;
-extern int	neon_walproposer_cpu;
 
 /* Does this compute write, with safekeepers behind it? */
 #define neon_has_safekeepers() (neon_safekeepers != NULL && neon_safekeepers[0] != '\0')

@@ -15,7 +15,6 @@
  */
 #include "postgres.h"
 
-#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -91,19 +90,6 @@ walproposer_worker_init(void)
 
 	if (neon_has_safekeepers())
 		RegisterBackgroundWorker(&worker);
-}
-
-void
-walproposer_share_cpu(void)
-{
-	cpu_set_t	cpus;
-
-	if (neon_walproposer_cpu < 0)
-		return;
-	CPU_ZERO(&cpus);
-	CPU_SET(neon_walproposer_cpu, &cpus);
-	if (sched_setaffinity(0, sizeof(cpus), &cpus) != 0)
-		ereport(LOG, (errmsg("could not stay on CPU %d: %m", neon_walproposer_cpu)));
 }
 
 /* Acts on one line of the binary's output. */
@@ -212,8 +198,6 @@ walproposer_worker_main(Datum argument)
 {
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
-	/* The binary inherits it. */
-	walproposer_share_cpu();
 	/* An earlier worker's binary must not compete with ours for the timeline. */
 	walproposer_child_stop(*keeper_pid);
 

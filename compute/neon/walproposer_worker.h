@@ -11,12 +11,6 @@ extern void walproposer_worker_shmem_init(void);
 /* Registers the worker, if there are safekeepers. */
 extern void walproposer_worker_init(void);
 
-/*
- * Stays on neon.walproposer_cpu, if that is set. For the processes that hand a commit from one to the next and never
- * work at the same time: to wake another CPU that sleeps takes longer than what they do.
- */
-extern void walproposer_share_cpu(void);
-
 extern PGDLLEXPORT void walproposer_worker_main(Datum argument);
 
 #endif							/* NEON_WALPROPOSER_WORKER_H */

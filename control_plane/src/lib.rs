@@ -14,7 +14,6 @@ pub mod env;
 pub mod http;
 pub mod output;
 pub mod pageserver;
-pub mod placement;
 pub mod process;
 pub mod safekeeper;
 pub mod timeline_tree;

@@ -14,7 +14,6 @@ use crate::broker;
 use crate::env::{LocalEnv, SafekeeperConfig};
 use crate::http::ApiClient;
 use crate::output::say_part;
-use crate::placement::Placement;
 use crate::process::{Daemon, PidFileOwner, StopMode};
 
 const HOST: &str = "127.0.0.1";
@@ -79,9 +78,6 @@ impl<'a> Safekeeper<'a> {
         }
         if let Some(storage) = &config.remote_storage {
             flag("--remote-storage", storage.clone());
-        }
-        if let Some(placement) = Placement::of(self.env) {
-            flag("--cpu", placement.safekeepers.to_string());
         }
         if config.auth_enabled {
             let key = self.env.repo.join("auth_public_key.pem");

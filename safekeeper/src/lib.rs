@@ -8,7 +8,6 @@ pub mod acceptor;
 pub mod background;
 pub mod config;
 pub mod control_file;
-pub mod cpu;
 pub mod dump;
 pub mod http;
 pub mod metrics;

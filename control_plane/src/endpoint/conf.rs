@@ -8,7 +8,6 @@ use utils::id::{TenantId, TimelineId};
 use utils::lsn::Lsn;
 
 use crate::env::LocalEnv;
-use crate::placement::Placement;
 
 /// What an endpoint's configuration says of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -171,9 +170,6 @@ impl EndpointConf {
                 set("neon.max_replication_flush_lag", "10GB");
                 set("synchronous_standby_names", "walproposer");
                 set("neon.safekeepers", &env.safekeeper_list());
-                if let Some(placement) = Placement::of(env) {
-                    set("neon.walproposer_cpu", &placement.walproposer.to_string());
-                }
             }
         }
         text

@@ -14,7 +14,7 @@ use safekeeper::control_file;
 use safekeeper::dump::{Part, dump_control};
 use safekeeper::server::ConnectionHandler;
 use safekeeper::timeline_map::TimelineMap;
-use safekeeper::{Sync, background, cpu, http, offload};
+use safekeeper::{Sync, background, http, offload};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -87,9 +87,6 @@ struct Args {
     /// PEM file with the key that tokens are verified with; without it everybody is let in
     #[arg(long, value_name = "PATH")]
     auth_validation_public_key_path: Option<PathBuf>,
-    /// Run on this CPU only, with others that it takes turns with: to wake another CPU may take longer
-    #[arg(long)]
-    cpu: Option<usize>,
     /// plain or json
     #[arg(long, default_value = "plain")]
     log_format: LogFormat,
@@ -121,13 +118,7 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     info!("version {}, safekeeper {id}", utils::VERSION);
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(cpu) = args.cpu {
-        // As many threads as there would be, for one may wait for the disk while another works.
-        runtime.worker_threads(std::thread::available_parallelism()?.get());
-        cpu::stay_on(cpu).with_context(|| format!("cannot run on CPU {cpu}"))?;
-    }
-    runtime
+    tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
