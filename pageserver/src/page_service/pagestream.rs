@@ -181,14 +181,15 @@ impl PageStream {
             if let Some(pages) = self.answerer.pages(piece).await {
                 for page in pages {
                     writer.put(|out| Response::GetPage(page).encode(out));
+                    writer.flush_if_large().await?;
                 }
             } else {
                 for request in piece {
                     let response = self.answerer.respond(request.clone()).await?;
                     writer.put(|out| response.encode(out));
+                    writer.flush_if_large().await?;
                 }
             }
-            writer.flush_if_large().await?;
         }
         Ok(())
     }
