@@ -17,6 +17,7 @@ from fixtures.stock import StockServer
 
 ROWS = 2_000_000
 ROUNDS = 5
+COLD_ROUNDS = 11
 POINT_READS = 5000
 SETTINGS = {"shared_buffers": "16MB", "autovacuum": "off", "max_parallel_workers_per_gather": "0", "track_io_timing": "on", "enable_indexonlyscan": "off"}
 FILL = [
@@ -84,8 +85,9 @@ def cold_scan(server: Endpoint | StockServer) -> float:
 
 def test_cold_sequential_scan(peers):
     ours, stock = peers
+    # The disk of a virtual machine has caches of its own: three rounds gave 0.42 once and 0.83 once.
     Comparison("sequential_scan_cold", "s", False).alternate(
-        lambda: cold_scan(ours), lambda: cold_scan(stock), 3
+        lambda: cold_scan(ours), lambda: cold_scan(stock), COLD_ROUNDS
     ).report()
 
 

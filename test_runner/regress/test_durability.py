@@ -159,3 +159,18 @@ def test_broker_away(env3):
     bank.check()
     main.restart()
     bank.check()
+
+
+def test_after_a_stop_safekeepers_know_that_all_is_committed(neon_env_builder: NeonEnvBuilder):
+    """Nobody but the walproposer could tell them, and the pageserver, and with it a branch, would wait for the last record."""
+    env = neon_env_builder.start()
+    main = env.endpoint("main")
+    (safekeeper,) = env.safekeepers
+    for i in range(15):
+        main.start()
+        main.sql(f"CREATE TABLE t{i} (i int)")
+        main.stop()
+        all_committed = lambda: safekeeper.position("commit_lsn") == safekeeper.position("flush_lsn")
+        processes.wait_until(all_committed, f"the safekeeper knows of the last commit before stop {i}", 5)
+    env.branch("end")
+    assert env.endpoint("end").start().value("SELECT count(*) FROM pg_class WHERE relname LIKE 't__' OR relname LIKE 't_'") == 15

@@ -24,6 +24,8 @@ use crate::past_terms::PastTermsFile;
 use crate::settings::Settings;
 use crate::slot_wal::HeldWal;
 
+/// The last commit is sent after this at the latest; as a rule its pause is a millisecond.
+const LAST_COMMIT_PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Name that makes a safekeeper stream beyond the commit LSN, for recovery.
 const RECOVERY_APPLICATION_NAME: &str = "wal_proposer_recovery";
 
@@ -241,8 +243,9 @@ impl Driver {
                     streaming.output.streaming(lsn);
                 }
                 LocalEvent::Wal(wal) => self.step(Event::Wal(wal))?,
-                LocalEvent::Keepalive(sent) => self.check_drained(sent),
+                LocalEvent::Keepalive(sent) => self.check_drained(sent)?,
                 LocalEvent::Ended => {
+                    self.tell_last_commit()?;
                     self.exit = Some(Exit::ServerEnded);
                     break;
                 }
@@ -252,15 +255,29 @@ impl Driver {
     }
 
     /// When asked to stop: whether all WAL the server had is on a quorum.
-    fn check_drained(&mut self, sent: Lsn) {
+    fn check_drained(&mut self, sent: Lsn) -> Result<()> {
         if self.stop_at.is_none() {
-            return;
+            return Ok(());
         }
         if self.proposer.commit_lsn() >= sent {
+            self.tell_last_commit()?;
             self.exit = Some(Exit::Asked);
         } else {
             self.drain_to = Some(sent);
         }
+        Ok(())
+    }
+
+    /// Has the safekeepers told of the last commit, which may be waiting for WAL to travel with: there will be none, and
+    /// until another compute starts nobody else would tell them. It goes out before this turn ends.
+    fn tell_last_commit(&mut self) -> Result<()> {
+        if let Some(due) = self.proposer.tick_due() {
+            let due = self.started + Duration::from_micros(due.0);
+            let pause = due.saturating_duration_since(Instant::now());
+            std::thread::sleep(pause.min(LAST_COMMIT_PAUSE_MAX));
+            self.step(Event::Tick)?;
+        }
+        Ok(())
     }
 
     /// When asked to stop, and what the server had is committed: it may have more by now.
