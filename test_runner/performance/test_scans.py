@@ -85,7 +85,7 @@ def cold_scan(server: Endpoint | StockServer) -> float:
 
 def test_cold_sequential_scan(peers):
     ours, stock = peers
-    # The disk of a virtual machine has caches of its own: three rounds gave 0.42 once and 0.83 once.
+    # The disk of a virtual machine has caches of its own: few rounds say little.
     Comparison("sequential_scan_cold", "s", False).alternate(
         lambda: cold_scan(ours), lambda: cold_scan(stock), COLD_ROUNDS
     ).report()
