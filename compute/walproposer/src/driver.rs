@@ -24,8 +24,6 @@ use crate::past_terms::PastTermsFile;
 use crate::settings::Settings;
 use crate::slot_wal::HeldWal;
 
-/// The last commit is sent after this at the latest; as a rule its pause is a millisecond.
-const LAST_COMMIT_PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Name that makes a safekeeper stream beyond the commit LSN, for recovery.
 const RECOVERY_APPLICATION_NAME: &str = "wal_proposer_recovery";
 
@@ -193,10 +191,15 @@ impl Driver {
         Ok(progress | self.poll_due(context)?)
     }
 
+    /// When the proposer wants the next tick at the latest, if it waits for one: to tell a commit.
+    fn tick_due(&self) -> Option<Instant> {
+        let due = self.proposer.tick_due()?;
+        Some(self.started + Duration::from_micros(due.0))
+    }
+
     /// Does what is to be done between two ticks once its time has come.
     fn poll_due(&mut self, context: &mut Context<'_>) -> Result<bool> {
-        let tick = self.proposer.tick_due();
-        let tick = tick.map(|due| self.started + Duration::from_micros(due.0));
+        let tick = self.tick_due();
         let output = self
             .streaming
             .as_ref()
@@ -271,10 +274,8 @@ impl Driver {
     /// Has the safekeepers told of the last commit, which may be waiting for WAL to travel with: there will be none, and
     /// until another compute starts nobody else would tell them. It goes out before this turn ends.
     fn tell_last_commit(&mut self) -> Result<()> {
-        if let Some(due) = self.proposer.tick_due() {
-            let due = self.started + Duration::from_micros(due.0);
-            let pause = due.saturating_duration_since(Instant::now());
-            std::thread::sleep(pause.min(LAST_COMMIT_PAUSE_MAX));
+        if let Some(due) = self.tick_due() {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
             self.step(Event::Tick)?;
         }
         Ok(())
