@@ -1,6 +1,9 @@
 /*
  * pageserver_conn.c
- *	  This process's connection to the page server: libpq, never blocking inside libpq.
+ *	  This process's connection to the page server.
+ *
+ * libpq connects, authenticates and starts the pagestream protocol, never blocking. From then on messages pass through
+ * copy_stream.c over libpq's socket, which is never encrypted: no page server offers that.
  *
  * Every wait is a WaitEventSet on latch, socket and postmaster death, with CHECK_FOR_INTERRUPTS, so
  * that a query that waits for the page server can be cancelled. An ERROR may leave any function here that waits: the
@@ -76,6 +79,7 @@ pageserver_disconnect(void)
 	if (conn != NULL)
 		PQfinish(conn);
 	conn = NULL;
+	copy_stream_close();
 }
 
 static void
@@ -95,8 +99,8 @@ static PGconn *
 start_connecting(void)
 {
 	PQconninfoOption *options = PQconninfoParse(neon_pageserver_connstring, NULL);
-	const char *keywords[6] = {"host", "port", "user", "password", "application_name", NULL};
-	const char *values[6] = {0};
+	const char *keywords[] = {"host", "port", "user", "password", "application_name", "sslmode", "gssencmode", NULL};
+	const char *values[lengthof(keywords)] = {0};
 	PGconn	   *started;
 
 	/* The setting was checked at start. */
@@ -105,6 +109,8 @@ start_connecting(void)
 	for (int i = 0; i < 4; i++)
 		values[i] = option_value(options, keywords[i]);
 	values[4] = "neon";
+	/* The socket is read and written past libpq. */
+	values[5] = values[6] = "disable";
 	/* A secret is not written into the configuration: the setting names its environment variable. */
 	if (values[3] != NULL && values[3][0] == '$')
 		values[3] = getenv(values[3] + 1);
@@ -183,6 +189,21 @@ login(TimestampTz deadline)
 	return true;
 }
 
+/*
+ * The page server answers requests, and there were none yet. Of a message that was there all the same libpq
+ * would have the beginning, so that what follows could not be told from anything else.
+ */
+static bool
+nothing_came_early(void)
+{
+	char	   *message;
+	int			length = PQgetCopyData(conn, &message, 1);
+
+	if (length > 0)
+		PQfreemem(message);
+	return length == 0;
+}
+
 /* The second half: the command after which pagestream messages flow. */
 static bool
 start_pagestream(TimestampTz deadline)
@@ -207,7 +228,7 @@ start_pagestream(TimestampTz deadline)
 	result = PQgetResult(conn);
 	started = PQresultStatus(result) == PGRES_COPY_BOTH;
 	PQclear(result);
-	return started;
+	return started && nothing_came_early();
 }
 
 /* One attempt. On failure the connection object remains, for its error message. */
@@ -218,7 +239,11 @@ try_connect(TimestampTz deadline)
 	conn = start_connecting();
 	if (conn == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	return PQstatus(conn) != CONNECTION_BAD && login(deadline) && start_pagestream(deadline);
+	if (PQstatus(conn) == CONNECTION_BAD || !login(deadline) || !start_pagestream(deadline))
+		return false;
+	Assert(!PQsslInUse(conn) && !PQgssEncInUse(conn));
+	copy_stream_open(PQsocket(conn));
+	return true;
 }
 
 static void
@@ -277,25 +302,21 @@ static void
 connection_lost(void)
 {
 	ereport(LOG,
-			(errmsg("lost the connection to the page server: %s", pchomp(PQerrorMessage(conn)))));
+			(errmsg("lost the connection to the page server: %s", copy_stream_problem())));
 	pageserver_disconnect();
 	lost_in_a_row++;
 }
 
-bool
+void
 pageserver_send(const char *message, int length)
 {
-	/* In non-blocking mode this only fails, or returns 0, when memory or the connection is gone. */
-	if (PQputCopyData(conn, message, length) == 1)
-		return true;
-	connection_lost();
-	return false;
+	copy_stream_put(message, length);
 }
 
 bool
 pageserver_flush(void)
 {
-	if (PQflush(conn) >= 0)
+	if (copy_stream_flush() != FLUSH_FAILED)
 		return true;
 	connection_lost();
 	return false;
@@ -304,27 +325,13 @@ pageserver_flush(void)
 ReceiveResult
 pageserver_receive(ReceivedMessage *message)
 {
-	message->length = PQgetCopyData(conn, &message->data, 1);
-	if (message->length == 0)
-	{
-		if (!PQconsumeInput(conn))
-		{
-			connection_lost();
-			return DISCONNECTED;
-		}
-		message->length = PQgetCopyData(conn, &message->data, 1);
-	}
-	if (message->length > 0)
-	{
+	ReceiveResult result = copy_stream_receive(message);
+
+	if (result == RECEIVED)
 		lost_in_a_row = 0;
-		return RECEIVED;
-	}
-	if (message->length == 0)
-		return NOTHING_YET;
-	/* End of the copy: the page server shut down, or refuses to go on and says why. */
-	PQclear(PQgetResult(conn));
-	connection_lost();
-	return DISCONNECTED;
+	else if (result == DISCONNECTED)
+		connection_lost();
+	return result;
 }
 
 ReceiveResult
@@ -332,10 +339,10 @@ pageserver_receive_wait(ReceivedMessage *message, TimestampTz deadline)
 {
 	for (;;)
 	{
-		int			unsent = PQflush(conn);
+		FlushResult flushed = copy_stream_flush();
 		ReceiveResult result;
 
-		if (unsent < 0)
+		if (flushed == FLUSH_FAILED)
 		{
 			connection_lost();
 			return DISCONNECTED;
@@ -347,6 +354,6 @@ pageserver_receive_wait(ReceivedMessage *message, TimestampTz deadline)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("the page server did not answer within %d s", neon_pageserver_timeout_s)));
-		wait_for_socket(WL_SOCKET_READABLE | (unsent ? WL_SOCKET_WRITEABLE : 0), deadline);
+		wait_for_socket(WL_SOCKET_READABLE | (flushed == FLUSH_BLOCKED ? WL_SOCKET_WRITEABLE : 0), deadline);
 	}
 }

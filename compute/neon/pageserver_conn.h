@@ -7,6 +7,8 @@
 
 #include "utils/timestamp.h"
 
+#include "copy_stream.h"
+
 /* Checks neon.pageserver_connstring without connecting: the reason it is refused, or NULL. */
 extern const char *pageserver_connstring_problem(const char *connstring);
 
@@ -18,26 +20,13 @@ extern void pageserver_connect(TimestampTz deadline);
 
 extern bool pageserver_connected(void);
 
-/* Queues one message. False if the connection is broken; it is closed then. */
-extern bool pageserver_send(const char *message, int length);
+/* Queues one message. */
+extern void pageserver_send(const char *message, int length);
 
-/* Sends what is queued as far as the socket takes it without waiting. False as above. */
+/* Sends what is queued as far as the socket takes it without waiting. False if the connection is broken; it is closed then. */
 extern bool pageserver_flush(void);
 
-typedef enum ReceiveResult
-{
-	RECEIVED,
-	NOTHING_YET,				/* only without waiting */
-	DISCONNECTED,				/* closed; what was in flight is lost */
-} ReceiveResult;
-
-/* One message; release it with PQfreemem. */
-typedef struct ReceivedMessage
-{
-	char	   *data;
-	int			length;
-} ReceivedMessage;
-
+/* One message without waiting; release it with copy_stream_release(). After DISCONNECTED the connection is closed. */
 extern ReceiveResult pageserver_receive(ReceivedMessage *message);
 
 /* Waits for a message, sending what is queued; ERROR at `deadline` or when the query is cancelled. */

@@ -12,12 +12,14 @@
  * its request when it comes, and dropped when room is needed. When the connection breaks, the ring
  * is emptied and the one request being waited for is sent again.
  *
+ * Responses are received when one is waited for or the ring is full, many at once, and lie where they were received until
+ * they are used (copy_stream.c).
+ *
  * A page that was asked for ahead is used only if the request's LSN is no lower than the LSN from which on the
  * page must now be read: in between it may have been read, changed and evicted.
  */
 #include "postgres.h"
 
-#include "libpq-fe.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 
@@ -40,9 +42,16 @@ typedef struct RingSlot
 {
 	PageRequest request;
 	ReceivedMessage response;	/* data is NULL until it came, and after it was used */
+	bool		used;			/* its response was taken or dropped */
 } RingSlot;
 
 static RingSlot ring[RING_SLOTS];
+
+/*
+ * How many slots, not used yet, have a block number of this remainder. The ring is looked through only for blocks that may be
+ * there; those of a run never share a counter.
+ */
+static uint16 expected[RING_SLOTS];
 
 /* Positions only grow; the slot is the position modulo RING_SLOTS. tail <= received <= head. */
 static uint64 ring_tail;
@@ -58,19 +67,34 @@ slot_at(uint64 position)
 	return &ring[position % RING_SLOTS];
 }
 
-static void
-release_response(RingSlot *slot)
+static uint16 *
+expected_of(BlockNumber blkno)
 {
-	PQfreemem(slot->response.data);
-	slot->response.data = NULL;
+	return &expected[blkno % RING_SLOTS];
+}
+
+/* The slot's response is not wanted any more, or has been handed out. */
+static void
+set_used(RingSlot *slot)
+{
+	if (slot->used)
+		return;
+	slot->used = true;
+	if (slot->request.kind == REQUEST_GETPAGE)
+		--*expected_of(slot->request.blkno);
 }
 
 static void
 empty_ring(void)
 {
-	for (; ring_tail < ring_received; ring_tail++)
-		release_response(slot_at(ring_tail));
-	ring_tail = ring_received = ring_head;
+	for (; ring_tail < ring_head; ring_tail++)
+	{
+		RingSlot   *slot = slot_at(ring_tail);
+
+		set_used(slot);
+		copy_stream_release(&slot->response);
+	}
+	ring_received = ring_head;
 	unflushed = 0;
 }
 
@@ -107,24 +131,22 @@ encode_request(const PageRequest *request, char *out)
 	return to - out;
 }
 
-/* Queues the request at the head of the ring, which has room. False if the connection broke. */
-static bool
+/* Queues the request at the head of the ring, which has room. */
+static void
 enqueue(const PageRequest *request)
 {
 	char		message[REQUEST_LEN_MAX];
 	int			length = encode_request(request, message);
 	RingSlot   *slot = slot_at(ring_head);
 
-	if (!pageserver_send(message, length))
-	{
-		empty_ring();
-		return false;
-	}
+	pageserver_send(message, length);
 	slot->request = *request;
-	slot->response.data = NULL;
+	slot->response = (ReceivedMessage) {0};
+	slot->used = false;
+	if (request->kind == REQUEST_GETPAGE)
+		++*expected_of(request->blkno);
 	ring_head++;
 	unflushed++;
-	return true;
 }
 
 /* Files a response under the oldest unanswered request. */
@@ -133,7 +155,7 @@ file_response(ReceivedMessage message)
 {
 	if (ring_received == ring_head)
 	{
-		PQfreemem(message.data);
+		copy_stream_release(&message);
 		pageserver_disconnect();
 		empty_ring();
 		ereport(ERROR,
@@ -191,10 +213,12 @@ ring_is_full(void)
 static void
 shrink_ring(void)
 {
-	while (ring_tail < ring_received &&
-		   (slot_at(ring_tail)->response.data == NULL || ring_is_full()))
+	while (ring_tail < ring_received && (slot_at(ring_tail)->used || ring_is_full()))
 	{
-		release_response(slot_at(ring_tail));
+		RingSlot   *slot = slot_at(ring_tail);
+
+		set_used(slot);
+		copy_stream_release(&slot->response);
 		ring_tail++;
 	}
 }
@@ -217,12 +241,13 @@ find_prefetched(const PageRequest *wanted)
 {
 	uint64		position = ring_tail;
 
+	if (*expected_of(wanted->blkno) == 0)
+		return ring_head;
 	for (; position < ring_head; position++)
 	{
 		RingSlot   *slot = slot_at(position);
-		bool		used = position < ring_received && slot->response.data == NULL;
 
-		if (!used && slot_serves(slot, wanted))
+		if (!slot->used && slot_serves(slot, wanted))
 			break;
 	}
 	return position;
@@ -232,13 +257,14 @@ void
 pagestream_prefetch(const PageRequest *request)
 {
 	/* Reading ahead is not worth waiting for a connection. */
-	if (!pageserver_connected() || !receive_available())
+	if (!pageserver_connected() || find_prefetched(request) < ring_head)
 		return;
-	if (find_prefetched(request) < ring_head)
+	if (ring_is_full() && !receive_available())
 		return;
 	shrink_ring();
-	if (ring_is_full() || !enqueue(request))
+	if (ring_is_full())
 		return;
+	enqueue(request);
 	if (unflushed >= neon_flush_output_after)
 	{
 		unflushed = 0;
@@ -261,8 +287,7 @@ try_call(const PageRequest *request, TimestampTz deadline, ReceivedMessage *resp
 				return false;
 		}
 		position = ring_head;
-		if (!enqueue(request))
-			return false;
+		enqueue(request);
 	}
 	while (ring_received <= position)
 	{
@@ -270,7 +295,8 @@ try_call(const PageRequest *request, TimestampTz deadline, ReceivedMessage *resp
 			return false;
 	}
 	*response = slot_at(position)->response;
-	slot_at(position)->response.data = NULL;
+	slot_at(position)->response = (ReceivedMessage) {0};
+	set_used(slot_at(position));
 	shrink_ring();
 	return true;
 }
@@ -294,13 +320,13 @@ report_bad_response(const PageRequest *request, ReceivedMessage response)
 	{
 		char	   *text = pnstrdup(response.data + 1, response.length - 1);
 
-		PQfreemem(response.data);
+		copy_stream_release(&response);
 		ereport(ERROR,
 				(errcode(ERRCODE_IO_ERROR),
 				 errmsg("could not read %s from the page server at LSN %X/%X: %s",
 						request_name(request), LSN_FORMAT_ARGS(request->lsn), text)));
 	}
-	PQfreemem(response.data);
+	copy_stream_release(&response);
 	/* The stream may be out of step: start over with a new one. */
 	pageserver_disconnect();
 	empty_ring();
@@ -327,7 +353,7 @@ call(const PageRequest *request, char *result, int length)
 	if (response.length != 1 + length || (uint8) response.data[0] != RESPONSE_TAG(request->kind))
 		report_bad_response(request, response);
 	memcpy(result, response.data + 1, length);
-	PQfreemem(response.data);
+	copy_stream_release(&response);
 }
 
 void

@@ -11,6 +11,7 @@ import pytest
 
 from fixtures import processes
 from fixtures.neon_env import CommandFailed, NeonEnvBuilder
+from fixtures.pagestream_proxy import PagestreamProxy
 from fixtures.paths import REPOSITORY
 from fixtures.stock import run_as_account
 
@@ -65,6 +66,73 @@ def test_cancelling_reads_at_any_moment(neon_env_builder: NeonEnvBuilder):
             cursor.execute(READ)
             assert cursor.fetchall() == [(ROWS * 100,)]
     assert cancelled > 0
+
+
+def behind_proxy(env, ports, **settings):
+    proxy = PagestreamProxy(ports.get(), env.pageserver.pg_port)
+    address = f"postgresql://no_user@127.0.0.1:{proxy.listener.getsockname()[1]}"
+    return prepare(env, neon__pageserver_connstring=address, **settings), proxy
+
+
+def message(kind: bytes, payload: bytes) -> bytes:
+    return kind + (len(payload) + 4).to_bytes(4, "big") + payload
+
+
+# What comes in place of answers, and what the compute's log says of it.
+BAD_ANSWERS = [
+    (lambda answers: answers[: len(answers) // 2], "it closed the connection"),
+    (lambda answers: answers[:3], "it closed the connection"),
+    (lambda answers: message(b"N", b"Mnothing\0\0") + message(b"S", b"a\0b\0") + answers, "it closed the connection"),
+    (lambda answers: message(b"E", b"SFATAL\0C57P01\0Mtold to stop\0\0"), "told to stop"),
+    (lambda answers: message(b"E", b"SFATAL"), "an error without a text"),
+    (lambda answers: message(b"E", b"Mcut off"), "cut off"),
+    (lambda answers: message(b"c", b""), "it ended the stream"),
+    (lambda answers: message(b"x", b""), "an unexpected message of type 120"),
+    (lambda answers: message(b"\0", b""), "an unexpected message of type 0"),
+    (lambda answers: b"d\0\0\0\3", "of type 100 with a wrong length"),
+    (lambda answers: b"d\xff\xff\xff\xff" + answers, "of type 100 with a wrong length"),
+    (lambda answers: b"d\0\1\0\0" + answers, "of type 100 with a wrong length, 65532 bytes"),
+]
+
+
+def test_streams_that_break(neon_env_builder: NeonEnvBuilder, ports):
+    """However the stream ends, the log says why, and the query goes on with another one."""
+    main, proxy = behind_proxy(neon_env_builder.start(), ports)
+    with main.cursor() as cursor:
+        for spoil, reason in BAD_ANSWERS:
+            line = "lost the connection to the page server: "
+            before = main.log.count(line)
+            cursor.execute("SELECT clear_buffer_cache()")
+            proxy.spoil = spoil
+            cursor.execute(READ)
+            assert cursor.fetchall() == [(ROWS * 100,)]
+            processes.wait_until(lambda: main.log.count(line) > before, f"the log has: {reason}")
+            assert reason in main.log.split(line)[before + 1].split("\n")[0]
+    main.stop()
+    proxy.close()
+
+
+def test_the_query_after_a_cancelled_one(neon_env_builder: NeonEnvBuilder, ports):
+    """Answers that come when nobody waits for them any more, many at once, of another table."""
+    main, proxy = behind_proxy(neon_env_builder.start(), ports)
+    main.sql(f"CREATE TABLE u AS SELECT i, repeat('y', 90) v FROM generate_series(1, {ROWS}) i")
+    with main.cursor() as cursor:
+        for _ in range(5):
+            cursor.execute("SELECT clear_buffer_cache(); SET statement_timeout = 0")
+            # Half of the table is read, the requests for the other half are on their way.
+            cursor.execute("BEGIN; DECLARE c CURSOR FOR SELECT v FROM t; MOVE 8000 FROM c")
+            proxy.answering.clear()
+            cursor.execute("SET statement_timeout = '200ms'")
+            with pytest.raises(psycopg2.errors.QueryCanceled):
+                cursor.execute("MOVE ALL FROM c")
+            proxy.answering.set()
+            cursor.execute("ROLLBACK; SET statement_timeout = 0")
+            cursor.execute("SELECT sum(length(v)), min(v) = max(v) FROM u")
+            assert cursor.fetchall() == [(ROWS * 90, True)]
+            cursor.execute("SELECT sum(length(v)), min(v) = max(v) FROM t")
+            assert cursor.fetchall() == [(ROWS * 100, True)]
+    main.stop()
+    proxy.close()
 
 
 def test_nobody_gets_in_without_a_quorum(neon_env_builder: NeonEnvBuilder):

@@ -30,6 +30,8 @@ def watched(neon_env_builder: NeonEnvBuilder, ports):
         f"INSERT INTO t SELECT i, repeat('x', 400) FROM generate_series(0, {ROWS - 1}) i",
         "VACUUM (FREEZE, ANALYZE) t",
     )
+    # Else a pageserver that is not interrupted has answered some of a burst of requests before the rest is sent.
+    proxy.delay = 0.002
     yield main, proxy
     main.stop()
     proxy.close()
