@@ -82,7 +82,9 @@ pub fn apply_to_blocks<'p>(
     Ok(())
 }
 
-fn apply_to_block(
+/// Applies a record to the page of one of its blocks, in place. `lsn` is the end of the record.
+#[inline]
+pub fn apply_to_block(
     page: &mut PageBuf,
     record: &RecordRef<'_>,
     block: &BlockRef<'_>,

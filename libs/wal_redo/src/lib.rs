@@ -38,7 +38,7 @@ mod spgist;
 pub mod truncate;
 pub mod visibility;
 
-pub use dispatch::{PageTag, apply, apply_to_blocks};
+pub use dispatch::{PageTag, apply, apply_to_block, apply_to_blocks};
 pub use fault::{Fault, PageName, RedoError, RmgrName};
 pub use page::{PAGE_SIZE, PageBuf};
 pub use reconstruct::{reconstruct, reconstruct_borrowed};

@@ -80,6 +80,7 @@ pub struct Cleared {
 
 /// The bits that this record clears; `None` if it clears none. A record whose main data is too short
 /// clears none either: redo will complain about it.
+#[inline]
 pub fn cleared_by(record: &RecordRef<'_>) -> Option<Cleared> {
     let info = record.rmgr_info() & XLOG_HEAP_OPMASK;
     let block = |id| record.block(id).map(|block| block.blkno);

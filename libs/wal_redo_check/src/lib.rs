@@ -37,7 +37,7 @@ use segments::{SegmentSource, WalRecords};
 /// Check native WAL redo against the images in WAL written with wal_consistency_checking.
 #[derive(Clone, Debug, clap::Parser)]
 pub struct Options {
-    /// Directory with WAL segments; the chain is followed from the first one.
+    /// Directory with WAL segments, which nobody may write to meanwhile; the chain is followed from the first one.
     pub wal_dir: PathBuf,
     /// Print one line of JSON instead of a table.
     #[arg(long)]

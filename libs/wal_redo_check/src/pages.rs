@@ -1,9 +1,11 @@
 //! The pages one worker owns, and the data directories they come from and are compared with.
 
+mod places;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use std::path::{Path, PathBuf};
 use memmap2::{MmapMut, MmapOptions};
 use postgres_ffi::v15::relfile::{RELSEG_SIZE, RelFileNode, relation_path};
 use wal_redo::{PAGE_SIZE, PageBuf, PageTag};
+
+use self::places::{Gone, Places, TagHasher};
 
 /// Relation files kept open at a time.
 const OPEN_FILES_MAX: usize = 200;
@@ -71,37 +75,6 @@ impl DataDir {
     }
 }
 
-/// Hash of a page's place: it is computed for every block replayed, and nobody attacks it.
-#[derive(Default)]
-pub struct TagHasher(u64);
-
-impl Hasher for TagHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u8(&mut self, value: u8) {
-        self.write_u32(u32::from(value));
-    }
-
-    #[inline]
-    fn write_u32(&mut self, value: u32) {
-        // The numbers of a place differ in few bits: shifted apart, they hardly ever cancel out.
-        self.0 = self.0.rotate_left(17) ^ u64::from(value);
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        let spread = self.0.wrapping_mul(ODD);
-        spread ^ spread >> 32
-    }
-}
-
-/// Odd factor that spreads neighbouring numbers over all bits.
-const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-
 /// The worker that owns a page. The database does not count: a copied database's pages stay with their worker.
 pub fn owner(tag: &PageTag, workers: usize) -> usize {
     let mut hasher = TagHasher::default();
@@ -155,36 +128,9 @@ impl Slab {
 
 /// Pages by their place. Those not changed yet are still in the base directory, if there is one.
 pub struct Pages {
-    changed: HashMap<PageTag, u32, BuildHasherDefault<TagHasher>>,
-    /// Places of some pages used lately: neighbouring records change the same pages.
-    recent: Recent,
+    changed: Places,
     slab: Slab,
     base: Base,
-}
-
-/// Pages kept in [`Recent`].
-const RECENT_LEN: usize = 256;
-
-/// Some pages and their places, each under a number made of its tag.
-struct Recent(Box<[Option<(PageTag, u32)>; RECENT_LEN]>);
-
-impl Recent {
-    fn new() -> Self {
-        Recent(Box::new([None; RECENT_LEN]))
-    }
-
-    #[inline]
-    fn slot(&mut self, tag: &PageTag) -> &mut Option<(PageTag, u32)> {
-        &mut self.0[(tag.blkno ^ tag.relnode.wrapping_mul(31)) as usize % RECENT_LEN]
-    }
-
-    #[inline]
-    fn get(&mut self, tag: &PageTag) -> Option<u32> {
-        match self.slot(tag) {
-            Some((known, place)) if known == tag => Some(*place),
-            _ => None,
-        }
-    }
 }
 
 /// The base directory, less what the WAL has removed from it since.
@@ -226,8 +172,7 @@ impl Base {
 impl Pages {
     pub fn new(base: Option<&Path>) -> Self {
         Pages {
-            changed: HashMap::default(),
-            recent: Recent::new(),
+            changed: Places::default(),
             slab: Slab::default(),
             base: Base {
                 dir: base.map(DataDir::new),
@@ -239,25 +184,10 @@ impl Pages {
         }
     }
 
-    /// Where the page is, if it was changed already.
-    #[inline]
-    fn place(&mut self, tag: &PageTag) -> Option<u32> {
-        match self.recent.get(tag) {
-            Some(place) => Some(place),
-            None => self.place_not_recent(tag),
-        }
-    }
-
-    fn place_not_recent(&mut self, tag: &PageTag) -> Option<u32> {
-        let place = *self.changed.get(tag)?;
-        *self.recent.slot(tag) = Some((*tag, place));
-        Some(place)
-    }
-
     /// The page for changing, if it is known.
     #[inline]
     pub fn get(&mut self, tag: &PageTag) -> io::Result<Option<&mut PageBuf>> {
-        match self.place(tag) {
+        match self.changed.get(tag) {
             Some(place) => Ok(Some(self.slab.page(place))),
             None => self.get_from_base(tag),
         }
@@ -278,7 +208,7 @@ impl Pages {
     /// The page for being made anew: made of zeros if it is not known yet, whatever the base directory has.
     #[inline]
     pub fn get_or_new(&mut self, tag: &PageTag) -> io::Result<&mut PageBuf> {
-        match self.place(tag) {
+        match self.changed.get(tag) {
             Some(place) => Ok(self.slab.page(place)),
             None => self.add(*tag),
         }
@@ -287,7 +217,7 @@ impl Pages {
     /// The page for changing, made of zeros if it is not known.
     #[inline]
     pub fn get_or_zeros(&mut self, tag: &PageTag) -> io::Result<&mut PageBuf> {
-        match self.place(tag) {
+        match self.changed.get(tag) {
             Some(place) => Ok(self.slab.page(place)),
             None => {
                 let base = self.base.page(tag)?;
@@ -303,13 +233,13 @@ impl Pages {
     /// A new page of zeros.
     fn add(&mut self, tag: PageTag) -> io::Result<&mut PageBuf> {
         let place = self.slab.add()?;
-        let old = self.changed.insert(tag, place);
+        let old = self.changed.insert(&tag, place);
         assert!(old.is_none(), "{tag:?} has a page already");
         Ok(self.slab.page(place))
     }
 
     pub fn put(&mut self, tag: PageTag, page: &PageBuf) -> io::Result<()> {
-        let place = match self.place(&tag) {
+        let place = match self.changed.get(&tag) {
             Some(place) => self.slab.page(place),
             None => self.add(tag)?,
         };
@@ -318,44 +248,40 @@ impl Pages {
     }
 
     pub fn remove(&mut self, tag: &PageTag) {
-        *self.recent.slot(tag) = None;
         self.slab.free.extend(self.changed.remove(tag));
     }
 
-    fn remove_where(&mut self, gone: impl Fn(&PageTag) -> bool) {
-        self.recent = Recent::new();
-        let places = self
-            .changed
-            .extract_if(|tag, _| gone(tag))
-            .map(|(_, place)| place);
-        self.slab.free.extend(places);
+    /// Forgets the pages from a block on of the relation forks for which `of` says so.
+    fn remove_all(&mut self, from_block: u32, of: impl Fn(&PageTag) -> bool) {
+        self.changed
+            .remove_all(&Gone { of, from_block }, &mut self.slab.free);
     }
 
     /// All pages that were changed.
-    pub fn changed(&self) -> impl Iterator<Item = (&PageTag, &PageBuf)> {
+    pub fn changed(&self) -> impl Iterator<Item = (PageTag, &PageBuf)> {
         self.changed
             .iter()
-            .map(|(tag, &place)| (tag, self.slab.shared(place)))
+            .map(|(tag, place)| (tag, self.slab.shared(place)))
     }
 
     pub fn forget_all(&mut self) {
-        self.remove_where(|_| true);
+        self.remove_all(0, |_| true);
         self.base.dir = None;
     }
 
     pub fn drop_relation(&mut self, dropped: RelFileNode) {
-        self.remove_where(|tag| relation(tag) == dropped);
+        self.remove_all(0, |tag| relation(tag) == dropped);
         self.base.dropped_relations.insert(dropped);
     }
 
     pub fn drop_database(&mut self, spcnode: u32, dbnode: u32) {
-        self.remove_where(|tag| (tag.spcnode, tag.dbnode) == (spcnode, dbnode));
+        self.remove_all(0, |tag| (tag.spcnode, tag.dbnode) == (spcnode, dbnode));
         self.base.dropped_databases.insert((spcnode, dbnode));
         self.base.copies.remove(&(spcnode, dbnode));
     }
 
     pub fn truncate(&mut self, truncated: RelFileNode, forknum: u8, blocks: u32) {
-        self.remove_where(|tag| relation(tag) == truncated && tag.forknum == forknum && tag.blkno >= blocks);
+        self.remove_all(blocks, |tag| relation(tag) == truncated && tag.forknum == forknum);
         let left = self.base.truncated.entry((truncated, forknum)).or_insert(blocks);
         *left = blocks.min(*left);
     }
@@ -366,7 +292,6 @@ impl Pages {
             .changed
             .iter()
             .filter(|(tag, _)| (tag.spcnode, tag.dbnode) == from)
-            .map(|(tag, &place)| (*tag, place))
             .collect();
         for (tag, place) in copies {
             let copy = PageTag {

@@ -9,7 +9,7 @@ use postgres_ffi::v15::record_ref::{BlockRef, ImageRef, RecordRef};
 use smallvec::SmallVec;
 use utils::lsn::Lsn;
 use wal_redo::page::Page;
-use wal_redo::{PAGE_SIZE, PageBuf, PageTag, apply_to_blocks, visibility};
+use wal_redo::{PAGE_SIZE, PageBuf, PageTag, apply_to_block, visibility};
 
 use crate::Options;
 use crate::crew::FileChange;
@@ -111,7 +111,21 @@ impl Worker {
     }
 
     /// Replays one block of a record and compares it with its image, if there is one.
+    #[inline]
     pub fn replay(&mut self, replay: &Replay<'_, '_>) -> io::Result<()> {
+        let Replay { record, block, .. } = *replay;
+        if replay.image.is_some() || block.image.is_some() {
+            return self.replay_with_image(replay);
+        }
+        if self.redo(replay, PageTag::from(block), None)? {
+            self.report.count_block(record, Compared::NoImage);
+        }
+        Ok(())
+    }
+
+    /// Replays a block that has an image, to be compared with or to be restored.
+    #[inline(never)]
+    fn replay_with_image(&mut self, replay: &Replay<'_, '_>) -> io::Result<()> {
         let Replay {
             end, record, block, ..
         } = *replay;
@@ -123,37 +137,44 @@ impl Worker {
                 return Ok(());
             }
         };
-        let before = match &self.samples {
-            Some(samples) if samples.wants(record, block.id) => {
-                let page = self.pages.get(&tag)?;
-                Some(page.map_or_else(|| Box::new([0; PAGE_SIZE]), |page| Box::new(*page)))
-            }
-            _ => None,
-        };
+        let before = self.before_sample(replay, &tag)?;
         if !self.redo(replay, tag, image.as_deref())? {
             return Ok(());
         }
-        if let Some(image) = image {
-            let equal = self.compare(record, block, end, &image)?;
-            if let (true, Some(before), Some(samples)) = (equal, before, &mut self.samples)
-                && let Some(after) = self.pages.get(&tag)?
-            {
-                samples
-                    .keep(replay.raw, block.id, end, &before, after)
-                    .map_err(io::Error::other)?;
-            }
-        } else if let Some(image) = &block.image {
-            if tag.forknum == visibility::FORKNUM && image.hole_length > 0 {
+        let Some(image) = image else {
+            if tag.forknum == visibility::FORKNUM && block.image.is_some_and(|image| image.hole_length > 0) {
                 self.emptied_maps.insert(tag);
             }
             self.report.count_block(record, Compared::Restored);
-        } else {
-            self.report.count_block(record, Compared::NoImage);
+            return Ok(());
+        };
+        let equal = self.compare(record, block, end, &image)?;
+        if let (true, Some(before), Some(samples)) = (equal, before, &mut self.samples)
+            && let Some(after) = self.pages.get(&tag)?
+        {
+            samples
+                .keep(replay.raw, block.id, end, &before, after)
+                .map_err(io::Error::other)?;
         }
         Ok(())
     }
 
+    /// The page before a change of which a sample is wanted.
+    fn before_sample(&mut self, replay: &Replay<'_, '_>, tag: &PageTag) -> io::Result<Option<Box<PageBuf>>> {
+        match &self.samples {
+            Some(samples) if samples.wants(replay.record, replay.block.id) => {
+                let page = self.pages.get(tag)?;
+                Ok(Some(page.map_or_else(
+                    || Box::new([0; PAGE_SIZE]),
+                    |page| Box::new(*page),
+                )))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Replays the block, or starts its page from its image if nothing is known of it. Gives whether it was replayed.
+    #[inline]
     fn redo(&mut self, replay: &Replay<'_, '_>, tag: PageTag, image: Option<&PageBuf>) -> io::Result<bool> {
         let Replay {
             end, record, block, ..
@@ -172,7 +193,7 @@ impl Worker {
             self.report.count_block(record, Compared::Started);
             return Ok(false);
         };
-        if let Err(error) = apply_to_blocks(record, end, [(block.id, page)]) {
+        if let Err(error) = apply_to_block(page, record, block, end) {
             self.report.failed(record, end, tag, error.to_string());
             match image {
                 Some(image) => self.start_from(tag, image, end)?,
@@ -185,6 +206,7 @@ impl Worker {
 
     /// Takes the image for the page. Its LSN is that of the change before, as it was made before the record's
     /// place was known.
+    #[inline(never)]
     fn start_from(&mut self, tag: PageTag, image: &PageBuf, end: Lsn) -> io::Result<()> {
         let mut page = *image;
         let mut changed = Page::new(&mut page);
@@ -243,13 +265,13 @@ impl Worker {
             if tag.forknum == postgres_ffi::v15::relfile::FSM_FORKNUM {
                 continue;
             }
-            let Some(theirs) = final_state.page(tag)? else {
-                report.missing_at_end(*tag);
+            let Some(theirs) = final_state.page(&tag)? else {
+                report.missing_at_end(tag);
                 continue;
             };
             let kind = Kind::of_page(&theirs, tag.forknum);
             let ours_has_fewer_bits =
-                self.emptied_maps.contains(tag) && visibility_bits_within(page, &theirs);
+                self.emptied_maps.contains(&tag) && visibility_bits_within(page, &theirs);
             // Nothing is under way any more: here the visibility map has to be equal.
             let kind = match kind {
                 Kind::VisibilityMap => Kind::WholePage,
@@ -259,7 +281,7 @@ impl Worker {
             let difference = difference(page, &theirs, kind, tag.blkno).filter(|_| !ours_has_fewer_bits);
             match difference {
                 None => report.final_pages_equal += 1,
-                Some(difference) => report.differs_at_end(*tag, difference),
+                Some(difference) => report.differs_at_end(tag, difference),
             }
         }
         Ok((report, samples))

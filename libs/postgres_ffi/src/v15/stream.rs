@@ -178,12 +178,14 @@ impl WalStreamDecoder {
 
     /// Goes on to the next whole record, which [`Self::record`] then lends; gives its end. Cheaper than
     /// [`Self::next_record`]: a record within one page and one fed piece is not copied, and nothing is counted.
+    #[inline]
     pub fn seek_record(&mut self) -> Result<Option<Lsn>, StreamError> {
         self.find()?;
         Ok(self.lent.map(|_| self.last_end))
     }
 
     /// The record that [`Self::seek_record`] went to, without page headers; empty if it did not go to any.
+    #[inline]
     pub fn record(&self) -> &[u8] {
         match self.lent {
             Some(Found::InPiece { data, .. }) => &self.input.front().expect(FOUND)[..data],

@@ -6,8 +6,8 @@ fn tag(number: u32) -> PageTag {
         dbnode: 5,
         relnode: 16384 + number % 3,
         forknum: 0,
-        // Many have the same slot among the recent ones.
-        blkno: number / 3 % 4 * RECENT_LEN as u32 + number % 2,
+        // Neighbours at both ends of extents, some of which have the same slot among the recent ones.
+        blkno: number / 3 % 4 * 65_536 + number % 2 * 255,
     }
 }
 

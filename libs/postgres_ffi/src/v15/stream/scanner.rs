@@ -46,6 +46,18 @@ struct Gathered<const N: usize> {
 impl<const N: usize> Gathered<N> {
     const EMPTY: Self = Self { raw: [0; N], len: 0 };
 
+    /// Adds what is missing, or as much of it as there is.
+    #[inline]
+    fn add_up_to(&mut self, available: &[u8]) {
+        match available.first_chunk() {
+            // Nearly always; a copy of a length that is known takes an instruction or two.
+            Some(whole) if self.len == 0 => {
+                *self = Self { raw: *whole, len: N };
+            }
+            _ => self.add(&available[..available.len().min(N - self.len)]),
+        }
+    }
+
     fn add(&mut self, more: &[u8]) {
         self.raw[self.len..self.len + more.len()].copy_from_slice(more);
         self.len += more.len();
@@ -214,8 +226,7 @@ impl Scanner {
         let available = &input[..input.len().min(in_page)];
         let header_missing = RecordHeader::LEN - self.record_header.len;
         if header_missing > 0 {
-            self.record_header
-                .add(&available[..available.len().min(header_missing)]);
+            self.record_header.add_up_to(available);
             if available.len() < header_missing {
                 return self.take_part_of_header(got, available.len());
             }
