@@ -12,10 +12,13 @@
  *	* A page that is here is the newest version that has left shared buffers, and in no overlay. All that makes
  *	  another version the newest goes through save_page(), truncation or drop in pagestore_smgr.c,
  *	  which replace or forget it. While a process reads a page into a shared buffer nobody can change it; but
- *	  some read past the buffers (pg_prewarm). So what was read is stored only if nothing was stored or
- *	  forgotten, of pages with the same lock, since it was found missing.
+ *	  some read past the buffers (pg_prewarm), or ask ahead for pages and store them before they are read into a
+ *	  buffer. So what was read is stored only if nothing was stored or forgotten, of pages with the same lock, and
+ *	  no fork or database was truncated or dropped, since it was found missing. The process that stores has
+ *	  the relation open and locked, as one that reads has.
  *	* An entry and its slot in the file are read and written only with the bucket's lock held: shared for reading,
  *	  exclusively for writing. So nobody sees half a page, or another page's.
+ *	* Who takes several locks takes them in ascending order.
  *
  * The cache never fails: after an IO error it is switched off until the server is started again. Its
  * file has no name any more once it is open, so it goes with the last process that uses it, and
@@ -29,6 +32,7 @@
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "port/pg_iovec.h"
 #include "storage/fd.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -62,6 +66,7 @@ typedef struct FileCache
 	pg_atomic_uint64 misses;
 	pg_atomic_uint64 stores;
 	pg_atomic_uint64 evictions;
+	pg_atomic_uint32 forgotten; /* how many times files or databases, or what is above the limit, were forgotten */
 	uint32		buckets;
 	pg_atomic_uint32 changes[LOCKS];	/* versions stored or forgotten; set under the lock, exclusively */
 	pg_atomic_uint32 pages_held[COUNTERS];	/* of all forks that hash there */
@@ -126,6 +131,7 @@ file_cache_shmem_init(void)
 	/* Entries and counters: all zeros is what the kernel gives and what they begin with. Writing them takes time. */
 	Assert(cache->buckets == 0 && pg_atomic_read_u32(&cache->pages_held[COUNTERS - 1]) == 0);
 	cache->buckets = wanted_buckets();
+	pg_atomic_init_u32(&cache->forgotten, 0);
 	pg_atomic_init_u32(&cache->limit, limit_in_pages(neon_file_cache_size_limit_mb));
 	pg_atomic_init_u32(&cache->failed, 0);
 	pg_atomic_init_u32(&cache->clock, 1);
@@ -173,6 +179,13 @@ static pg_atomic_uint32 *
 changes_of(uint32 bucket)
 {
 	return &cache->changes[bucket % LOCKS];
+}
+
+/* Differs from what it was before if a newer version of a page of this bucket may have come to be since. Wraps around. */
+static uint32
+changes_so_far(uint32 bucket)
+{
+	return pg_atomic_read_u32(changes_of(bucket)) + pg_atomic_read_u32(&cache->forgotten);
 }
 
 static uint32
@@ -253,12 +266,13 @@ read_slot(uint32 slot, char *page)
 	return false;
 }
 
+/* Writes slots in a row. */
 static bool
-write_slot(uint32 slot, const char *page)
+write_slots(uint32 first, struct iovec *pages, int n)
 {
 	/* A short write sets no errno. */
 	errno = ENOSPC;
-	if (pg_pwrite(cache_file, page, BLCKSZ, (off_t) slot * BLCKSZ) == BLCKSZ)
+	if (pg_pwritev(cache_file, pages, n, (off_t) first * BLCKSZ) == (ssize_t) n * BLCKSZ)
 		return true;
 	switch_off("write to");
 	return false;
@@ -276,7 +290,7 @@ file_cache_read(const BufferTag *tag, char *page, uint32 *changes)
 		return false;
 	bucket = bucket_of(tag);
 	LWLockAcquire(lock_of(bucket), LW_SHARED);
-	*changes = pg_atomic_read_u32(changes_of(bucket));
+	*changes = changes_so_far(bucket);
 	way = find(bucket, tag);
 	if (way >= 0)
 	{
@@ -291,16 +305,25 @@ file_cache_read(const BufferTag *tag, char *page, uint32 *changes)
 	return hit;
 }
 
+void
+file_cache_count_miss(void)
+{
+	if (!is_off())
+		pg_atomic_fetch_add_u64(&cache->misses, 1);
+}
+
 bool
-file_cache_contains(const BufferTag *tag)
+file_cache_contains(const BufferTag *tag, uint32 *changes)
 {
 	uint32		bucket;
 	bool		found;
 
+	*changes = 0;
 	if (is_off())
 		return false;
 	bucket = bucket_of(tag);
 	LWLockAcquire(lock_of(bucket), LW_SHARED);
+	*changes = changes_so_far(bucket);
 	found = find(bucket, tag) >= 0;
 	LWLockRelease(lock_of(bucket));
 	return found;
@@ -328,40 +351,57 @@ choose_way(uint32 bucket)
 	return oldest;
 }
 
-/* Makes the entry that of the page, which is not in the bucket yet. */
 static void
-take_over(Entry *entry, const BufferTag *tag)
+evict(Entry *entry)
 {
-	if (!is_free(entry))
-	{
-		set_free(entry);
-		pg_atomic_fetch_add_u64(&cache->evictions, 1);
-	}
+	if (is_free(entry))
+		return;
+	set_free(entry);
+	pg_atomic_fetch_add_u64(&cache->evictions, 1);
+}
+
+/* Makes a free entry that of the page, which is in its slot. */
+static void
+publish(Entry *entry, const BufferTag *tag)
+{
 	pg_atomic_fetch_add_u32(&cache->used, 1);
 	pg_atomic_fetch_add_u32(pages_held(tag->rnode, tag->forkNum), 1);
 	entry->tag = *tag;
 	pg_atomic_write_u32(&entry->accesses, 0);
 }
 
+static void
+touch(Entry *entry)
+{
+	pg_atomic_write_u32(&entry->last_used, pg_atomic_fetch_add_u32(&cache->clock, 1));
+}
+
 /* Puts the page into its bucket, whose lock is held exclusively. */
 static void
 store(uint32 bucket, const BufferTag *tag, const char *page)
 {
+	struct iovec written = {.iov_base = (char *) page,.iov_len = BLCKSZ};
 	int			way = find(bucket, tag);
+	bool		new = way < 0;
 	Entry	   *entry;
 
 	pg_atomic_fetch_add_u64(&cache->stores, 1);
-	if (way < 0)
-	{
+	if (new)
 		way = choose_way(bucket);
-		if (way < 0)
-			return;
-		take_over(entry_at(bucket, way), tag);
-	}
+	if (way < 0)
+		return;
 	entry = entry_at(bucket, way);
-	if (!write_slot(slot_number(bucket, way), page))
-		set_free(entry);
-	pg_atomic_write_u32(&entry->last_used, pg_atomic_fetch_add_u32(&cache->clock, 1));
+	if (new)
+		evict(entry);
+	if (!write_slots(slot_number(bucket, way), &written, 1))
+	{
+		if (!new)
+			set_free(entry);
+		return;
+	}
+	if (new)
+		publish(entry, tag);
+	touch(entry);
 }
 
 void
@@ -378,18 +418,94 @@ file_cache_store(const BufferTag *tag, const char *page)
 	LWLockRelease(lock_of(bucket));
 }
 
-void
-file_cache_store_read(const BufferTag *tag, const char *page, uint32 changes)
+/* Part of a run that is in buckets in a row, with locks in a row. */
+typedef struct Stretch
 {
-	uint32		bucket;
+	uint32		bucket;			/* of the first page */
+	BufferTag	first;
+	int			length;
+	struct iovec pages[FILE_CACHE_RUN_MAX];
+	int			ways[FILE_CACHE_RUN_MAX];	/* where each goes; -1: nowhere */
+} Stretch;
+
+/* The way for a page that was read, freed; -1 if it is not to be stored. Its lock is held exclusively. */
+static int
+claim_way(uint32 bucket, const BufferTag *tag, uint32 changes)
+{
+	int			way;
+
+	/* What is here already is the same version, stored by another that has read it. */
+	if (changes_so_far(bucket) != changes || find(bucket, tag) >= 0)
+		return -1;
+	way = choose_way(bucket);
+	if (way >= 0)
+		evict(entry_at(bucket, way));
+	return way;
+}
+
+/* Writes pages `from` up to `to`, which go to the same way, and makes them known. */
+static void
+write_and_publish(Stretch *stretch, int from, int to)
+{
+	int			way = stretch->ways[from];
+	BufferTag	tag = stretch->first;
+
+	if (!write_slots(slot_number(stretch->bucket + from, way), stretch->pages + from, to - from))
+		return;
+	pg_atomic_fetch_add_u64(&cache->stores, to - from);
+	for (int i = from; i < to; i++)
+	{
+		Entry	   *entry = entry_at(stretch->bucket + i, way);
+
+		tag.blockNum = stretch->first.blockNum + i;
+		publish(entry, &tag);
+		touch(entry);
+	}
+}
+
+/* Stores a stretch whose locks are held. Neighbours that go to the same way are neighbours in the file. */
+static void
+store_stretch(Stretch *stretch)
+{
+	int			end;
+
+	for (int from = 0; from < stretch->length; from = end)
+	{
+		for (end = from + 1; end < stretch->length && stretch->ways[end] == stretch->ways[from];)
+			end++;
+		if (stretch->ways[from] >= 0)
+			write_and_publish(stretch, from, end);
+	}
+}
+
+void
+file_cache_store_read(const BufferTag *first, const FileCacheRun *run)
+{
+	Stretch		stretch = {.first = *first};
 
 	if (is_off())
 		return;
-	bucket = bucket_of(tag);
-	LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
-	if (pg_atomic_read_u32(changes_of(bucket)) == changes)
-		store(bucket, tag, page);
-	LWLockRelease(lock_of(bucket));
+	for (int done = 0; done < run->length; done += stretch.length)
+	{
+		BufferTag	tag = *first;
+
+		tag.blockNum = stretch.first.blockNum = first->blockNum + done;
+		stretch.bucket = bucket_of(&tag);
+		/* Neither buckets nor locks begin again in it, so that the locks are taken in ascending order. */
+		stretch.length = Min(run->length - done,
+							 Min(LOCKS - stretch.bucket % LOCKS, cache->buckets - stretch.bucket));
+		for (int i = 0; i < stretch.length; i++)
+			LWLockAcquire(lock_of(stretch.bucket + i), LW_EXCLUSIVE);
+		for (int i = 0; i < stretch.length; i++, tag.blockNum++)
+		{
+			stretch.pages[i].iov_base = (char *) run->blocks[done + i].page;
+			stretch.pages[i].iov_len = BLCKSZ;
+			stretch.ways[i] = claim_way(stretch.bucket + i, &tag, run->blocks[done + i].changes);
+		}
+		store_stretch(&stretch);
+		for (int i = 0; i < stretch.length; i++)
+			LWLockRelease(lock_of(stretch.bucket + i));
+	}
 }
 
 void
@@ -434,6 +550,7 @@ is_victim(const Victims *victims, const BufferTag *tag, uint32 slot)
 static void
 forget_all(const Victims *victims)
 {
+	pg_atomic_fetch_add_u32(&cache->forgotten, 1);
 	for (uint32 bucket = 0; bucket < cache->buckets; bucket++)
 	{
 		LWLockAcquire(lock_of(bucket), LW_EXCLUSIVE);
@@ -453,8 +570,11 @@ file_cache_forget_blocks(RelFileNode node, ForkNumber fork, BlockNumber from, Bl
 {
 	BufferTag	tag;
 
+	if (is_off())
+		return;
+	pg_atomic_fetch_add_u32(&cache->forgotten, 1);
 	/* Of most forks that are dropped there is nothing, and what is unknown of their size would cost a look at all entries. */
-	if (is_off() || pg_atomic_read_u32(pages_held(node, fork)) == 0)
+	if (pg_atomic_read_u32(pages_held(node, fork)) == 0)
 		return;
 	if (nblocks == InvalidBlockNumber || nblocks > cache->buckets)
 	{

@@ -16,18 +16,37 @@ extern void file_cache_shmem_init(void);
 /* Assign hook of neon.file_cache_size_limit. */
 extern void file_cache_assign_limit(int limit_mb, void *extra);
 
-/* Reads the page if it is there. If not, `*changes` is for file_cache_store_read(). */
+/* Is the page here? `*changes` is for file_cache_store_read() if it is not. */
+extern bool file_cache_contains(const BufferTag *tag, uint32 *changes);
+
+/* The same, and reads it. Counts as a hit or a miss. */
 extern bool file_cache_read(const BufferTag *tag, char *page, uint32 *changes);
-extern bool file_cache_contains(const BufferTag *tag);
+
+/* Somebody reads a page elsewhere that was not here when it was asked for ahead. */
+extern void file_cache_count_miss(void);
 
 /* The newest version of the page is this one. Replaces an older version; may push out another page. */
 extern void file_cache_store(const BufferTag *tag, const char *page);
 
+/* Longest run that is stored at a time, in pages. */
+#define FILE_CACHE_RUN_MAX 16
+
+/* Consecutive blocks that were read elsewhere. */
+typedef struct FileCacheRun
+{
+	int			length;
+	struct
+	{
+		const char *page;
+		uint32		changes;	/* as it was when the page was found missing, before it was asked for */
+	}			blocks[FILE_CACHE_RUN_MAX];
+} FileCacheRun;
+
 /*
- * The page was read elsewhere, after file_cache_read() had missed it. It is kept unless pages were stored or forgotten
- * since: a newer version may have been among them.
+ * Stores a run that begins at `first`. A block is passed over if pages were stored or forgotten since it was found missing:
+ * a newer version may have been among them.
  */
-extern void file_cache_store_read(const BufferTag *tag, const char *page, uint32 changes);
+extern void file_cache_store_read(const BufferTag *first, const FileCacheRun *run);
 
 /* What is here of these pages is no longer the newest version. Neither waits for IO of ours, nor fails. */
 extern void file_cache_forget(const BufferTag *tag);

@@ -322,6 +322,12 @@ pageserver_flush(void)
 	return false;
 }
 
+bool
+pageserver_take(ReceivedMessage *message)
+{
+	return conn != NULL && copy_stream_take(message);
+}
+
 ReceiveResult
 pageserver_receive(ReceivedMessage *message)
 {

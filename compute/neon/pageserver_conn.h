@@ -29,6 +29,9 @@ extern bool pageserver_flush(void);
 /* One message without waiting; release it with copy_stream_release(). After DISCONNECTED the connection is closed. */
 extern ReceiveResult pageserver_receive(ReceivedMessage *message);
 
+/* Takes a message that has been read from the socket already. */
+extern bool pageserver_take(ReceivedMessage *message);
+
 /* Waits for a message, sending what is queued; ERROR at `deadline` or when the query is cancelled. */
 extern ReceiveResult pageserver_receive_wait(ReceivedMessage *message, TimestampTz deadline);
 

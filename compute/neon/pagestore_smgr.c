@@ -188,15 +188,21 @@ set_version(PageRequest *request, XLogRecPtr lsn)
 	request->latest = !cluster_state.is_replica || !RecoveryInProgress();
 	request->lsn = request->latest ? lsn : Max(lsn, standby_replayed_lsn());
 	request->not_before = lsn;
-	/* The page server gets only what a quorum has, and the quorum only what has been flushed. */
-	if (request->latest && XLogNeedsFlush(lsn))
-		XLogFlush(lsn);
+}
+
+/* The page server gets only what a quorum has, and the quorum only what has been flushed. */
+static void
+flush_what_is_asked_for(const PageRequest *request)
+{
+	if (request->latest && XLogNeedsFlush(request->not_before))
+		XLogFlush(request->not_before);
 }
 
 void
 pagestore_set_newest_lsn(PageRequest *request)
 {
 	set_version(request, RecoveryInProgress() ? standby_replayed_lsn() : current_insert_lsn());
+	flush_what_is_asked_for(request);
 }
 
 static void
@@ -232,6 +238,7 @@ fork_request(RequestKind kind, RelFileNode node, ForkNumber fork)
 		pagestore_set_newest_lsn(&request);
 	else
 		set_version(&request, Max(last_written_lsn_floor(), relsize_lost_drops_lsn()));
+	flush_what_is_asked_for(&request);
 	return request;
 }
 
@@ -409,12 +416,26 @@ pagestore_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber blkno)
 	if (is_local_fork(reln->smgr_rnode, fork))
 		return mdprefetch(reln, fork, blkno);
 	INIT_BUFFERTAG(tag, node, fork, blkno);
-	if (!overlay_exists(node, fork) && !file_cache_contains(&tag))
+	if (!overlay_exists(node, fork) && !file_cache_contains(&tag, &request.cache_changes))
 	{
 		set_page_version(&request);
+		flush_what_is_asked_for(&request);
 		pagestream_prefetch(&request);
 	}
 	return true;
+}
+
+/*
+ * Was the page asked for ahead? If so it is as new as what the file cache may have got since, if not newer, and needs
+ * no search there.
+ */
+static bool
+was_asked_for(PageRequest *request)
+{
+	if (!pagestream_expects_block(request->blkno))
+		return false;
+	set_page_version(request);
+	return pagestream_expects(request);
 }
 
 /*
@@ -427,14 +448,23 @@ read_page(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, Knowledge overl
 	RelFileNode node = reln->smgr_rnode.node;
 	PageRequest request = {.kind = REQUEST_GETPAGE, .node = node, .fork = fork, .blkno = blkno};
 	BufferTag	tag;
-	uint32		changes;
+	FileCacheRun received;
 
 	INIT_BUFFERTAG(tag, node, fork, blkno);
-	if ((overlay != KNOWN_ABSENT && overlay_read(reln, fork, blkno, page)) || file_cache_read(&tag, page, &changes))
+	if (overlay != KNOWN_ABSENT && overlay_read(reln, fork, blkno, page))
 		return false;
-	set_page_version(&request);
-	pagestream_get_page(&request, page);
-	file_cache_store_read(&tag, page, changes);
+	if (was_asked_for(&request))
+		file_cache_count_miss();
+	else if (file_cache_read(&tag, page, &request.cache_changes))
+		return false;
+	else
+	{
+		/* After the file cache was looked at: what leaves it now is noted with a later LSN. */
+		set_page_version(&request);
+		flush_what_is_asked_for(&request);
+	}
+	pagestream_get_page_to_store(&request, page, &received);
+	file_cache_store_read(&tag, &received);
 	return true;
 }
 

@@ -43,6 +43,7 @@ typedef struct RingSlot
 	PageRequest request;
 	ReceivedMessage response;	/* data is NULL until it came, and after it was used */
 	bool		used;			/* its response was taken or dropped */
+	bool		to_store;		/* it is a page that was not handed to the file cache yet */
 } RingSlot;
 
 static RingSlot ring[RING_SLOTS];
@@ -60,6 +61,9 @@ static uint64 ring_head;
 
 /* Requests queued since the last flush. */
 static int	unflushed;
+
+/* Somebody asks for many pages ahead, and says when that is all. */
+static bool in_batch;
 
 static RingSlot *
 slot_at(uint64 position)
@@ -143,6 +147,7 @@ enqueue(const PageRequest *request)
 	slot->request = *request;
 	slot->response = (ReceivedMessage) {0};
 	slot->used = false;
+	slot->to_store = request->kind == REQUEST_GETPAGE;
 	if (request->kind == REQUEST_GETPAGE)
 		++*expected_of(request->blkno);
 	ring_head++;
@@ -180,6 +185,16 @@ receive_one(TimestampTz deadline)
 	}
 	file_response(message);
 	return true;
+}
+
+/* Files what has been read from the socket already. */
+static void
+file_buffered(void)
+{
+	ReceivedMessage message;
+
+	while (ring_received < ring_head && pageserver_take(&message))
+		file_response(message);
 }
 
 /* Takes responses that are there already. False if the connection broke. */
@@ -253,6 +268,31 @@ find_prefetched(const PageRequest *wanted)
 	return position;
 }
 
+static void
+flush_requests(void)
+{
+	unflushed = 0;
+	if (!pageserver_flush())
+		empty_ring();
+}
+
+bool
+pagestream_expects_block(BlockNumber blkno)
+{
+	return *expected_of(blkno) > 0;
+}
+
+bool
+pagestream_expects(PageRequest *request)
+{
+	uint64		position = find_prefetched(request);
+
+	if (position == ring_head)
+		return false;
+	request->cache_changes = slot_at(position)->request.cache_changes;
+	return true;
+}
+
 void
 pagestream_prefetch(const PageRequest *request)
 {
@@ -265,18 +305,39 @@ pagestream_prefetch(const PageRequest *request)
 	if (ring_is_full())
 		return;
 	enqueue(request);
-	if (unflushed >= neon_flush_output_after)
-	{
-		unflushed = 0;
-		if (!pageserver_flush())
-			empty_ring();
-	}
+	if (!in_batch && unflushed >= neon_flush_output_after)
+		flush_requests();
 }
+
+void
+pagestream_begin_batch(void)
+{
+	in_batch = true;
+}
+
+void
+pagestream_end_batch(void)
+{
+	in_batch = false;
+	if (unflushed > 0)
+		flush_requests();
+}
+
+/* A request that is waited for, and what came of it. */
+typedef struct Call
+{
+	const PageRequest *request;
+	ReceivedMessage response;
+	uint64		position;		/* where in the ring it was */
+	bool		to_store;		/* the slot's */
+} Call;
 
 /* Sends the request, and waits until its response has arrived. False if the connection broke. */
 static bool
-try_call(const PageRequest *request, TimestampTz deadline, ReceivedMessage *response)
+try_call(Call *call, TimestampTz deadline)
 {
+	const PageRequest *request = call->request;
+	RingSlot   *slot;
 	uint64		position = request->kind == REQUEST_GETPAGE ? find_prefetched(request) : ring_head;
 
 	if (position == ring_head)
@@ -294,9 +355,12 @@ try_call(const PageRequest *request, TimestampTz deadline, ReceivedMessage *resp
 		if (!receive_one(deadline))
 			return false;
 	}
-	*response = slot_at(position)->response;
-	slot_at(position)->response = (ReceivedMessage) {0};
-	set_used(slot_at(position));
+	slot = slot_at(position);
+	call->position = position;
+	call->response = slot->response;
+	call->to_store = slot->to_store;
+	slot->response = (ReceivedMessage) {0};
+	set_used(slot);
 	shrink_ring();
 	return true;
 }
@@ -336,31 +400,87 @@ report_bad_response(const PageRequest *request, ReceivedMessage response)
 					request_name(request))));
 }
 
+static bool
+is_result(const PageRequest *request, const ReceivedMessage *response, int length)
+{
+	return response->length == 1 + length && (uint8) response->data[0] == RESPONSE_TAG(request->kind);
+}
+
 /* One request with its answer: `length` bytes into `result`. */
 static void
-call(const PageRequest *request, char *result, int length)
+perform(Call *call, char *result, int length)
 {
 	/* Replay that gave up would end the server, with all its sessions. */
 	TimestampTz deadline = AmStartupProcess() ? DT_NOEND :
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), neon_pageserver_timeout_s * INT64CONST(1000));
-	ReceivedMessage response;
 
 	do
 	{
 		pageserver_connect(deadline);
-	} while (!try_call(request, deadline, &response));
+	} while (!try_call(call, deadline));
 
-	if (response.length != 1 + length || (uint8) response.data[0] != RESPONSE_TAG(request->kind))
-		report_bad_response(request, response);
-	memcpy(result, response.data + 1, length);
-	copy_stream_release(&response);
+	if (!is_result(call->request, &call->response, length))
+		report_bad_response(call->request, call->response);
+	memcpy(result, call->response.data + 1, length);
+	copy_stream_release(&call->response);
+}
+
+static void
+add_to_run(FileCacheRun *run, const char *page, uint32 changes)
+{
+	run->blocks[run->length].page = page;
+	run->blocks[run->length].changes = changes;
+	run->length++;
+}
+
+/* Does the slot hold the block that continues the run which `first` has begun? */
+static bool
+continues_run(const RingSlot *slot, const PageRequest *first, const FileCacheRun *run)
+{
+	const PageRequest *sent = &slot->request;
+
+	return slot->to_store && !slot->used && sent->blkno == first->blkno + run->length && sent->fork == first->fork &&
+		RelFileNodeEquals(sent->node, first->node) && is_result(sent, &slot->response, BLCKSZ);
+}
+
+void
+pagestream_get_page_to_store(const PageRequest *request, char *page, FileCacheRun *to_store)
+{
+	Call		call = {.request = request};
+
+	Assert(request->kind == REQUEST_GETPAGE);
+	perform(&call, page, BLCKSZ);
+	to_store->length = 0;
+	if (!call.to_store)
+		return;
+	file_buffered();
+	add_to_run(to_store, page, request->cache_changes);
+	for (uint64 position = call.position + 1;
+		 position < ring_received && to_store->length < FILE_CACHE_RUN_MAX; position++)
+	{
+		RingSlot   *slot = slot_at(position);
+
+		if (!continues_run(slot, request, to_store))
+			break;
+		add_to_run(to_store, slot->response.data + 1, slot->request.cache_changes);
+		slot->to_store = false;
+	}
+}
+
+/* A request whose answer is a result of fixed length. */
+static void
+ask(const PageRequest *request, void *result, int length)
+{
+	Call		call = {.request = request};
+
+	perform(&call, result, length);
 }
 
 void
 pagestream_get_page(const PageRequest *request, char *page)
 {
 	Assert(request->kind == REQUEST_GETPAGE);
-	call(request, page, BLCKSZ);
+	ask(request, page, BLCKSZ);
 }
 
 bool
@@ -369,7 +489,7 @@ pagestream_exists(const PageRequest *request)
 	char		result;
 
 	Assert(request->kind == REQUEST_EXISTS);
-	call(request, &result, sizeof(result));
+	ask(request, &result, sizeof(result));
 	return result != 0;
 }
 
@@ -379,7 +499,7 @@ pagestream_nblocks(const PageRequest *request)
 	uint32		result;
 
 	Assert(request->kind == REQUEST_NBLOCKS);
-	call(request, (char *) &result, sizeof(result));
+	ask(request, &result, sizeof(result));
 	return pg_ntoh32(result);
 }
 
@@ -389,6 +509,6 @@ pagestream_database_size(const PageRequest *request)
 	uint64		result;
 
 	Assert(request->kind == REQUEST_DBSIZE || request->kind == REQUEST_DBSIZE_IN);
-	call(request, (char *) &result, sizeof(result));
+	ask(request, &result, sizeof(result));
 	return (int64) pg_ntoh64(result);
 }

@@ -10,6 +10,8 @@
 #include "storage/block.h"
 #include "storage/relfilenode.h"
 
+#include "file_cache.h"
+
 /* Tags of requests on the wire. */
 typedef enum RequestKind
 {
@@ -31,6 +33,9 @@ typedef struct PageRequest
 	/* An answer to a GETPAGE of an earlier moment will do if its LSN was not before this one. */
 	XLogRecPtr	not_before;
 
+	/* GETPAGE: of file_cache_read() or file_cache_contains(), which did not find the page. */
+	uint32		cache_changes;
+
 	/* DBSIZE uses only node.dbNode, DBSIZE_IN also node.spcNode; only GETPAGE uses blkno. */
 	RelFileNode node;
 	ForkNumber	fork;
@@ -40,8 +45,30 @@ typedef struct PageRequest
 /* Asks ahead for a page that will be read soon. May do nothing. Never waits. */
 extern void pagestream_prefetch(const PageRequest *request);
 
+/*
+ * What is asked ahead for in between goes out together, however many it is. An error in between does no harm: whoever waits
+ * for an answer sends what is queued.
+ */
+extern void pagestream_begin_batch(void);
+extern void pagestream_end_batch(void);
+
+/* May this block have been asked for ahead, in whatever version? */
+extern bool pagestream_expects_block(BlockNumber blkno);
+
+/*
+ * Has the page been asked for ahead, in a version that will do? Then request->cache_changes becomes what it was when
+ * that was done.
+ */
+extern bool pagestream_expects(PageRequest *request);
+
 /* Each waits for its answer; ERROR if the page server refuses or is away for too long. */
 extern void pagestream_get_page(const PageRequest *request, char *page);
+
+/*
+ * The same, and what the file cache is to store: this page, and those that follow it and have come already; nothing
+ * if it was to store this page before. Valid until the next call of a function here.
+ */
+extern void pagestream_get_page_to_store(const PageRequest *request, char *page, FileCacheRun *to_store);
 extern bool pagestream_exists(const PageRequest *request);
 extern BlockNumber pagestream_nblocks(const PageRequest *request);
 

@@ -14,6 +14,7 @@
 #include "storage/bufmgr.h"
 
 #include "neon.h"
+#include "pagestream.h"
 #include "readahead.h"
 
 /* Blocks read in a row before any is asked for ahead. */
@@ -64,6 +65,8 @@ readahead_note(SMgrRelation reln, ForkNumber fork, BlockNumber blkno, BlockNumbe
 	/* In batches: one system call sends many requests. */
 	if (end < run_sent + Min(distance / 2, end - run_next))
 		return;
+	pagestream_begin_batch();
 	for (; run_sent < end; run_sent++)
 		(void) PrefetchSharedBuffer(reln, fork, run_sent);
+	pagestream_end_batch();
 }

@@ -256,6 +256,45 @@ def test_reads_past_the_buffers_beside_writers(neon_env_builder: NeonEnvBuilder)
         reader.join()
 
 
+# What happens to block 20 and others while the answers to requests for them are there, not read yet.
+CHANGES = {
+    "changed": ["UPDATE t SET n = -1 WHERE ctid = '(20,1)'"],
+    "truncated": [
+        "DELETE FROM t WHERE ctid >= '(20,1)'",
+        "VACUUM (TRUNCATE) t",
+        "INSERT INTO t SELECT -2, repeat('w', 700) FROM generate_series(1, 200)",
+    ],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_came_ahead_is_stored_unless_it_changed(neon_env_builder: NeonEnvBuilder, change: str):
+    """Answers that have come are stored together, before they are read; an old version among them is not."""
+    # Smaller than `other`, which pushes out what else is there.
+    main = start(neon_env_builder, neon__max_file_cache_size="16MB")
+    main.sql("CREATE EXTENSION pg_prewarm", "CREATE TABLE other (v text)", "CREATE TABLE t (n int, v text) WITH (fillfactor = 50)")
+    main.sql("INSERT INTO other SELECT repeat('x', 800) FROM generate_series(1, 30000)")
+    main.sql("INSERT INTO t SELECT i, repeat('v', 700) FROM generate_series(1, 250) i", "VACUUM (FREEZE) t")
+    assert main.value("SELECT pg_relation_size('t') / 8192") >= 50
+    forget = ["CHECKPOINT", "SELECT clear_buffer_cache()", "SELECT pg_prewarm('other', 'read')"]
+    here = "SELECT relblocknumber FROM local_cache WHERE relfilenode = pg_relation_filenode('t') AND relforknumber = 0"
+    main.sql(*forget)
+    assert main.sql(here) == []
+    with main.cursor() as reader:
+        # Behind this are answers to requests for what comes next.
+        reader.execute("SELECT pg_prewarm('t', 'read', 'main', 0, 15)")
+        main.sql(*CHANGES[change], *forget)
+        expected = main.sql("SELECT n FROM t ORDER BY n")
+        main.sql(*forget)
+        reader.execute("SELECT pg_prewarm('t', 'read', 'main', 16, 17)")
+        stored = {row[0] for row in main.sql(here)}
+        assert 20 not in stored
+        # Of the others some are, though nobody has read them yet, unless something else left the buffers meanwhile.
+        assert change == "truncated" or stored & set(range(18, 32))
+    main.sql("SELECT clear_buffer_cache()")
+    assert main.sql("SELECT n FROM t ORDER BY n") == expected
+
+
 def test_a_read_only_compute_moves_on(neon_env_builder: NeonEnvBuilder):
     """Each start of it begins with an empty cache, also when its LSN was changed in between."""
     main = start(neon_env_builder)
