@@ -478,6 +478,13 @@ store_stretch(Stretch *stretch)
 	}
 }
 
+int
+file_cache_run_limit(const BufferTag *first)
+{
+	/* Of buckets, not slots: their numbers in the file have the same remainder unless the cache's size is odd. */
+	return is_off() ? 1 : FILE_CACHE_RUN_MAX - bucket_of(first) % FILE_CACHE_RUN_MAX;
+}
+
 void
 file_cache_store_read(const BufferTag *first, const FileCacheRun *run)
 {

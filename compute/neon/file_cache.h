@@ -42,6 +42,9 @@ typedef struct FileCacheRun
 	}			blocks[FILE_CACHE_RUN_MAX];
 } FileCacheRun;
 
+/* How long a run that begins at `first` should be: the next one then begins where the kernel puts all of it into one folio. */
+extern int	file_cache_run_limit(const BufferTag *first);
+
 /*
  * Stores a run that begins at `first`. A block is passed over if pages were stored or forgotten since it was found missing:
  * a newer version may have been among them.

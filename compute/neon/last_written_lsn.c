@@ -58,11 +58,15 @@ raise_to(pg_atomic_uint64 *place, XLogRecPtr lsn)
 		;
 }
 
+/* Consecutive blocks have consecutive slots: a scan finds many in each cache line. */
 static pg_atomic_uint64 *
 slot_of(const BufferTag *tag)
 {
-	StaticAssertStmt(sizeof(BufferTag) == 20, "a BufferTag with padding must not be hashed as bytes");
-	return &shared->slots[hash_bytes((const unsigned char *) tag, sizeof(BufferTag)) % SLOTS];
+	uint32		hash = hash_combine(hash_bytes((const unsigned char *) &tag->rnode, sizeof(RelFileNode)),
+									hash_uint32(tag->forkNum));
+
+	StaticAssertStmt(sizeof(RelFileNode) == 12, "a RelFileNode with padding must not be hashed as bytes");
+	return &shared->slots[(hash + tag->blockNum) % SLOTS];
 }
 
 void

@@ -447,6 +447,8 @@ void
 pagestream_get_page_to_store(const PageRequest *request, char *page, FileCacheRun *to_store)
 {
 	Call		call = {.request = request};
+	BufferTag	tag;
+	int			limit;
 
 	Assert(request->kind == REQUEST_GETPAGE);
 	perform(&call, page, BLCKSZ);
@@ -454,9 +456,11 @@ pagestream_get_page_to_store(const PageRequest *request, char *page, FileCacheRu
 	if (!call.to_store)
 		return;
 	file_buffered();
+	INIT_BUFFERTAG(tag, request->node, request->fork, request->blkno);
+	limit = file_cache_run_limit(&tag);
 	add_to_run(to_store, page, request->cache_changes);
 	for (uint64 position = call.position + 1;
-		 position < ring_received && to_store->length < FILE_CACHE_RUN_MAX; position++)
+		 position < ring_received && to_store->length < limit; position++)
 	{
 		RingSlot   *slot = slot_at(position);
 
