@@ -8,7 +8,8 @@ use postgres_ffi::v15::wal_page::skip_page_header;
 use safekeeper_api::protocol::{ProposerGreeting, ProposerId, Term};
 use utils::lsn::Lsn;
 use walproposer::{
-    Action, Config, Event as ProposerEvent, Fetch, Limits, Mode, PastTerms, Proposer, SkIndex, Stop, Time,
+    Action, Config, Event as ProposerEvent, Fetch, HoldBack, Limits, Mode, PastTerms, Proposer, SkIndex,
+    Stop, Time,
 };
 
 use crate::network::{ConnId, Direction};
@@ -22,6 +23,13 @@ const LIMITS: Limits = Limits {
     wal_bytes_max: 1 << 20,
     committed_wal_bytes_kept: 8 << 10,
     outbox_bytes_max: 16 << 10,
+};
+/// Few pieces, so that both ways of sending are met often. The delay is one of the run.
+const HOLD_BACK: HoldBack = HoldBack {
+    delay: Duration::ZERO,
+    uncommitted_bytes_max: 16 << 10,
+    compared_pieces: 3,
+    preferred_pieces: 40,
 };
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -151,6 +159,10 @@ impl World {
             commit_pause: match mode {
                 Mode::Stream { .. } => COMMIT_PAUSE,
                 Mode::Sync => Duration::ZERO,
+            },
+            hold_back: HoldBack {
+                delay: Duration::from_micros(self.profile.hold_delay),
+                ..HOLD_BACK
             },
             limits: LIMITS,
             past: this.past.clone(),

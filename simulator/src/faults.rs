@@ -35,6 +35,8 @@ pub(crate) struct Profile {
     /// Typical time for which one majority of the safekeepers can be reached, before it is another one's
     /// turn; `None` if all can.
     rotation: Option<Micros>,
+    /// How long WAL is held back from those who are not needed for a quorum; 0: not at all.
+    pub(crate) hold_delay: Micros,
     kinds: Vec<Fault>,
 }
 
@@ -85,6 +87,7 @@ impl Profile {
             lose_donor: [0, 0, 2, 6][rng.index(4)],
             machine_crashes: !rng.one_in(3),
             rotation: [None, None, Some(200_000), Some(500_000)][rng.index(4)],
+            hold_delay: [0, 2_000, 50_000][rng.index(3)],
             kinds,
         }
     }

@@ -21,6 +21,7 @@ use crate::link::{Link, LinkEvent};
 use crate::local::{Local, LocalEvent};
 use crate::output::Output;
 use crate::past_terms::PastTermsFile;
+use crate::polling::Polling;
 use crate::settings::Settings;
 use crate::slot_wal::HeldWal;
 
@@ -83,6 +84,7 @@ pub struct Driver {
     stop_at: Option<Instant>,
     /// When asked to stop: what the server had sent when it was last asked, if that is not committed yet.
     drain_to: Option<Lsn>,
+    polling: Polling,
     exit: Option<Exit>,
 }
 
@@ -99,6 +101,7 @@ impl Driver {
         let mut actions = Vec::new();
         let proposer = Proposer::new(config, Time(0), &mut actions);
         let mut driver = Driver {
+            polling: Polling::new(settings.poll_time),
             settings,
             proposer,
             actions,
@@ -152,6 +155,10 @@ impl Driver {
                         return Poll::Ready(Ok(exit));
                     }
                     if !progress {
+                        if self.polling.look_again() {
+                            // Sockets are looked at, without waiting, before it is this task's turn again.
+                            context.waker().wake_by_ref();
+                        }
                         return Poll::Pending;
                     }
                 }
@@ -189,6 +196,11 @@ impl Driver {
             progress |= self.flush(index, context)?;
         }
         Ok(progress | self.poll_due(context)?)
+    }
+
+    /// Whether there is no WAL but what is on a quorum.
+    fn is_all_committed(&self) -> bool {
+        self.proposer.wal_end() == Some(self.proposer.commit_lsn())
     }
 
     /// When the proposer wants the next tick at the latest, if it waits for one: to tell a commit.
@@ -245,7 +257,10 @@ impl Driver {
                     info!("the local server streams from {lsn}");
                     streaming.output.streaming(lsn);
                 }
-                LocalEvent::Wal(wal) => self.step(Event::Wal(wal))?,
+                LocalEvent::Wal(wal) => {
+                    self.polling.on_wal(self.is_all_committed(), Instant::now());
+                    self.step(Event::Wal(wal))?;
+                }
                 LocalEvent::Keepalive(sent) => self.check_drained(sent)?,
                 LocalEvent::Ended => {
                     self.tell_last_commit()?;
@@ -274,7 +289,8 @@ impl Driver {
     /// Has the safekeepers told of the last commit, which may be waiting for WAL to travel with: there will be none, and
     /// until another compute starts nobody else would tell them. It goes out before this turn ends.
     fn tell_last_commit(&mut self) -> Result<()> {
-        if let Some(due) = self.tick_due() {
+        // One tick may send what is held back, another tell the commit.
+        while let Some(due) = self.tick_due() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             self.step(Event::Tick)?;
         }
@@ -427,6 +443,9 @@ impl Driver {
             Action::Stop(stop) => self.exit = Some(Exit::Proposer(stop)),
             local => {
                 if let Action::Commit(lsn) = local {
+                    if self.is_all_committed() {
+                        self.polling.on_all_committed(Instant::now());
+                    }
                     self.drain_further(lsn);
                 }
                 if let Some(streaming) = &mut self.streaming {

@@ -14,5 +14,6 @@ pub mod link;
 pub mod local;
 pub mod output;
 pub mod past_terms;
+pub mod polling;
 pub mod settings;
 pub mod slot_wal;

@@ -20,7 +20,7 @@ use safekeeper_api::protocol::{ProposerGreeting, ProposerId};
 use tracing::{error, info, warn};
 use utils::logging::{LogFormat, LogOutput};
 use utils::lsn::Lsn;
-use walproposer::{Config, Limits, Mode, PastTerms, Stop};
+use walproposer::{Config, HoldBack, Limits, Mode, PastTerms, Stop};
 
 /// Exit status that says: a newer proposer has taken over, never start again.
 const EXIT_FENCED: u8 = 3;
@@ -176,6 +176,10 @@ fn config(settings: &Settings, mode: Mode, greeting: ProposerGreeting, past: Pas
         safekeepers: settings.safekeepers.len(),
         reconnect_timeout: settings.reconnect_timeout,
         connect_timeout: settings.connect_timeout,
+        hold_back: HoldBack {
+            delay: settings.hold_delay,
+            ..HoldBack::PRODUCTION
+        },
         limits: Limits::PRODUCTION,
         past,
     }

@@ -13,6 +13,10 @@ use crate::conf_file;
 
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(5000);
+const HOLD_DELAY: Duration = Duration::from_millis(1);
+const POLL_TIME: Duration = Duration::from_micros(500);
+/// A CPU must not be kept busy for nothing for longer than this.
+const POLL_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// Role and database named to safekeepers, which ignore both.
 const SAFEKEEPER_USER: &str = "cloud_admin";
@@ -33,6 +37,11 @@ pub struct Settings {
     pub reconnect_timeout: Duration,
     /// `neon.safekeeper_connect_timeout`.
     pub connect_timeout: Duration,
+    /// `neon.safekeeper_hold_delay`: how long WAL may be held back from safekeepers that are not needed for a quorum;
+    /// zero: not at all.
+    pub hold_delay: Duration,
+    /// `neon.walproposer_poll_us`: how long to wait awake around a commit; zero: not at all.
+    pub poll_time: Duration,
 }
 
 impl Settings {
@@ -74,6 +83,9 @@ impl Settings {
                 .context("neon.safekeeper_reconnect_timeout")?,
             connect_timeout: timeout(get("neon.safekeeper_connect_timeout"), CONNECT_TIMEOUT)
                 .context("neon.safekeeper_connect_timeout")?,
+            hold_delay: duration(get("neon.safekeeper_hold_delay"), HOLD_DELAY)
+                .context("neon.safekeeper_hold_delay")?,
+            poll_time: poll_time(get("neon.walproposer_poll_us")).context("neon.walproposer_poll_us")?,
         })
     }
 
@@ -127,8 +139,23 @@ fn read_token(setting: &str, environment: impl Fn(&str) -> Option<String>) -> Re
         .with_context(|| format!("environment variable {name} is not set"))
 }
 
-/// A time as PostgreSQL writes it, in milliseconds without a unit.
+/// A time that is not zero.
 fn timeout(text: Option<&str>, default: Duration) -> Result<Duration> {
+    let timeout = duration(text, default)?;
+    ensure!(timeout >= Duration::from_millis(1), "{timeout:?} is too short");
+    Ok(timeout)
+}
+
+/// A number of microseconds.
+fn poll_time(text: Option<&str>) -> Result<Duration> {
+    let Some(text) = text else { return Ok(POLL_TIME) };
+    let time = Duration::from_micros(text.parse().context("not a number")?);
+    ensure!(time <= POLL_TIME_MAX, "{time:?} is more than {POLL_TIME_MAX:?}");
+    Ok(time)
+}
+
+/// A time as PostgreSQL writes it, in milliseconds without a unit.
+fn duration(text: Option<&str>, default: Duration) -> Result<Duration> {
     let Some(text) = text else { return Ok(default) };
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u32 = text[..digits].parse().context("not a number")?;
@@ -140,9 +167,7 @@ fn timeout(text: Option<&str>, default: Duration) -> Result<Duration> {
         "h" => Duration::from_secs(3600),
         other => bail!("unknown unit '{other}'"),
     };
-    let timeout = unit * number;
-    ensure!(timeout >= Duration::from_millis(1), "{timeout:?} is too short");
-    Ok(timeout)
+    Ok(unit * number)
 }
 
 #[cfg(test)]
@@ -163,7 +188,9 @@ mod tests {
             "neon.safekeepers = 'localhost:5454, [::1]:5455'\n\
              neon.safekeeper_token_env = '$TOKEN'\n\
              neon.safekeeper_reconnect_timeout = '2s'\n\
-             neon.safekeeper_connect_timeout = 300",
+             neon.safekeeper_connect_timeout = 300\n\
+             neon.safekeeper_hold_delay = 0\n\
+             neon.walproposer_poll_us = 250",
         )
         .unwrap();
         let want = [("localhost".to_owned(), 5454), ("::1".to_owned(), 5455)];
@@ -171,6 +198,8 @@ mod tests {
         assert_eq!(settings.token.as_ref().unwrap().expose(), "secret");
         assert_eq!(settings.reconnect_timeout, Duration::from_secs(2));
         assert_eq!(settings.connect_timeout, Duration::from_millis(300));
+        assert_eq!(settings.hold_delay, Duration::ZERO);
+        assert_eq!(settings.poll_time, Duration::from_micros(250));
         let config = settings.safekeeper(0);
         assert_eq!(
             config.options.unwrap(),
@@ -202,6 +231,14 @@ mod tests {
             (
                 "neon.safekeepers = 'a:1'\nneon.safekeeper_connect_timeout = '1 year'",
                 "neon.safekeeper_connect_timeout: unknown unit 'year'",
+            ),
+            (
+                "neon.safekeepers = 'a:1'\nneon.safekeeper_connect_timeout = 0",
+                "neon.safekeeper_connect_timeout: 0ns is too short",
+            ),
+            (
+                "neon.safekeepers = 'a:1'\nneon.walproposer_poll_us = 1001",
+                "neon.walproposer_poll_us: 1.001ms is more than 1ms",
             ),
         ] {
             assert_eq!(format!("{:#}", load(text).unwrap_err()), want, "{text}");

@@ -51,11 +51,13 @@ pub enum Mutation {
     EmptyForEver,
     /// The proposer does not ask for votes in a term above those it was greeted with.
     ReuseTerm,
+    /// The proposer never sends what it has held back from those that are not needed for a quorum.
+    HoldForEver,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 22] = [
+    pub const ALL: [Mutation; 23] = [
         Mutation::VoteWithoutPersist,
         Mutation::VoteTwice,
         Mutation::AcknowledgeBeforeFlush,
@@ -78,6 +80,7 @@ impl Mutation {
         Mutation::IgnoreDivergence,
         Mutation::EmptyForEver,
         Mutation::ReuseTerm,
+        Mutation::HoldForEver,
     ];
 }
 

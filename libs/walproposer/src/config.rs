@@ -34,6 +34,30 @@ impl Limits {
     };
 }
 
+/// How WAL is given first to as many safekeepers as make a quorum, and to the others a moment later. Under a light
+/// load that spares those a commit waits for the company of the others on disk and CPUs, and the others many flushes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HoldBack {
+    /// Longest time for which WAL is held back; zero: never.
+    pub delay: Duration,
+    /// While more WAL than this is not committed, in bytes, it goes to everyone at once.
+    pub uncommitted_bytes_max: u64,
+    /// So many pieces go to everyone at once, to see who has them soonest.
+    pub compared_pieces: u32,
+    /// So many pieces go first to those who were soonest, before that is found out again.
+    pub preferred_pieces: u32,
+}
+
+impl HoldBack {
+    /// What the program runs with.
+    pub const PRODUCTION: HoldBack = HoldBack {
+        delay: Duration::from_millis(1),
+        uncommitted_bytes_max: 64 << 10,
+        compared_pieces: 32,
+        preferred_pieces: 2048,
+    };
+}
+
 /// Most elections remembered. WAL of older ones has long been followed by WAL of newer ones.
 pub const ELECTED_TERMS_MAX: usize = 1024;
 
@@ -90,6 +114,8 @@ pub struct Config {
     /// How long a new commit LSN may wait for WAL to travel with, before it is sent to safekeepers by itself. The local
     /// server is told at once. Under a steady load this halves the messages.
     pub commit_pause: Duration,
+    /// Who gets new WAL first.
+    pub hold_back: HoldBack,
     /// Limits of memory.
     pub limits: Limits,
     /// What earlier runs did.

@@ -15,6 +15,6 @@ mod peer;
 mod proposer;
 mod window;
 
-pub use config::{Config, Limits, Mode, PastTerms};
+pub use config::{Config, HoldBack, Limits, Mode, PastTerms};
 pub use event::{Action, DisconnectReason, Event, Fetch, SkIndex, Stop, Time};
 pub use proposer::Proposer;

@@ -7,6 +7,7 @@
 //! * A message in a term above ours stops the run at once, before anything else is made of it.
 
 mod election;
+mod hold;
 mod leader;
 #[cfg(test)]
 mod tests;
@@ -103,7 +104,7 @@ impl Proposer {
     /// When the next [`Event::Tick`] is wanted at the latest, if something waits for one; others come
     /// as often as the timeouts ask for.
     pub fn tick_due(&self) -> Option<Time> {
-        self.leader().and_then(Leader::commit_due)
+        self.leader().and_then(Leader::due)
     }
 
     fn leader(&self) -> Option<&Leader> {
@@ -179,6 +180,9 @@ impl Proposer {
         peer.stage = Stage::Offline {
             retry_at: self.now.max(peer.asked_at.after(self.config.reconnect_timeout)),
         };
+        self.with_leader(out, |leader, peers, now, out| {
+            leader.on_lost(peers, sk.0, now, out)
+        });
     }
 
     fn disconnect(&mut self, sk: SkIndex, reason: DisconnectReason, out: &mut Vec<Action>) {
@@ -271,6 +275,7 @@ impl Proposer {
         }
         let period = self.config.reconnect_timeout;
         self.with_leader(out, |leader, peers, now, out| {
+            leader.on_tick(now);
             for index in 0..peers.len() {
                 leader.heartbeat(peers, index, now, period, out);
             }

@@ -19,6 +19,7 @@ use safekeeper_api::protocol::{
 use utils::lsn::Lsn;
 
 use super::election::Findings;
+use super::hold::Hold;
 use crate::config::{Config, Limits, Mode};
 use crate::event::{Action, DisconnectReason, Fetch, SkIndex, Time};
 use crate::peer::{Peer, Stage};
@@ -47,6 +48,7 @@ pub(super) struct Leader {
     /// Since when the commit LSN has been further than safekeepers were told.
     untold_since: Option<Time>,
     commit_pause: Duration,
+    hold: Hold,
     limits: Limits,
     reports_commit: bool,
     pageserver: Option<PageserverFeedback>,
@@ -77,6 +79,7 @@ impl Leader {
             quorum: config.quorum(),
             untold_since: None,
             commit_pause: config.commit_pause,
+            hold: Hold::new(config.hold_back, config.safekeepers, config.quorum()),
             limits: config.limits,
             reports_commit: matches!(config.mode, Mode::Stream { .. }),
             pageserver: None,
@@ -172,16 +175,36 @@ impl Leader {
 
     /// Takes WAL of the local server and sends it to all who have everything before it.
     pub(super) fn on_wal(&mut self, peers: &mut [Peer], wal: Bytes, now: Time, out: &mut Vec<Action>) {
+        let begin = self.window.end();
         self.window.push(wal);
         self.release_wal();
+        let uncommitted = self.window.end() - self.commit_lsn;
+        let is_ready = |index: usize| peers[index].is_streaming() && peers[index].next == begin;
+        self.hold.on_wal(uncommitted, is_ready, now);
         self.pump_all(peers, now, out);
         // Those who had no room for the WAL are told when they have.
         self.untold_since = None;
     }
 
+    /// When something must be sent that is waiting.
+    pub(super) fn due(&self) -> Option<Time> {
+        self.commit_due().into_iter().chain(self.hold.due()).min()
+    }
+
     /// When safekeepers are to be told the commit LSN though there is no WAL for them.
-    pub(super) fn commit_due(&self) -> Option<Time> {
+    fn commit_due(&self) -> Option<Time> {
         self.untold_since.map(|since| since.after(self.commit_pause))
+    }
+
+    /// Time has passed: what was held back for long enough is sent by the next [`Leader::pump`].
+    pub(super) fn on_tick(&mut self, now: Time) {
+        self.hold.on_tick(now);
+    }
+
+    /// A safekeeper's connection is gone. The others may have to do without it.
+    pub(super) fn on_lost(&mut self, peers: &mut [Peer], index: usize, now: Time, out: &mut Vec<Action>) {
+        self.hold.on_lost(index);
+        self.pump_all(peers, now, out);
     }
 
     fn may_tell_commit(&self, now: Time) -> bool {
@@ -220,13 +243,18 @@ impl Leader {
         if !peer.is_streaming() {
             return;
         }
-        while self.has_room(peer) && self.window.start() <= peer.next && peer.next < self.window.end() {
+        let held = self.hold.holds(index);
+        while !held
+            && self.has_room(peer)
+            && self.window.start() <= peer.next
+            && peer.next < self.window.end()
+        {
             let wal = self.window.at(peer.next, APPEND_WAL_BYTES_MAX);
             self.append(peer, index, wal, now, out);
         }
         // The first request of a connection has no WAL if there is none: its answer counts all the same.
         let owes_first = peer.appended_at.is_none();
-        let tells_commit = peer.commit_sent < self.commit_lsn && self.may_tell_commit(now);
+        let tells_commit = !held && peer.commit_sent < self.commit_lsn && self.may_tell_commit(now);
         if self.has_room(peer) && (owes_first || tells_commit) {
             self.append(peer, index, Bytes::new(), now, out);
         }
@@ -357,6 +385,9 @@ impl Leader {
                 sent: peer.next,
             });
         }
+        if response.flush_lsn > peer.flushed.max(self.commit_lsn) {
+            self.hold.in_time(index);
+        }
         peer.flushed = peer.flushed.max(response.flush_lsn);
         peer.agreed = peer.agreed.max(peer.flushed);
         peer.commit_persisted = peer.commit_persisted.max(response.commit_lsn);
@@ -369,6 +400,7 @@ impl Leader {
             }
             self.release_wal();
             self.untold_since.get_or_insert(now);
+            self.hold.on_commit();
             self.pump_all(peers, now, out);
             self.after_telling(now);
         } else {

@@ -7,12 +7,16 @@ use safekeeper_api::protocol::{
 use utils::id::{NodeId, TenantId, TimelineId};
 
 use super::*;
-use crate::config::Limits;
+use crate::config::{HoldBack, Limits};
 use crate::event::Fetch;
 
 const RECONNECT: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(5);
 const LIMITS: Limits = Limits::PRODUCTION;
+const NO_HOLD: HoldBack = HoldBack {
+    delay: Duration::ZERO,
+    ..HoldBack::PRODUCTION
+};
 const START: Lsn = Lsn(0x100_0100);
 
 /// A proposer, and what it has asked for since the test looked last.
@@ -38,6 +42,7 @@ fn config(mode: Mode, safekeepers: usize) -> Config {
         reconnect_timeout: RECONNECT,
         connect_timeout: CONNECT,
         commit_pause: Duration::ZERO,
+        hold_back: NO_HOLD,
         limits: LIMITS,
         past: PastTerms::default(),
     }
@@ -556,5 +561,121 @@ fn memory_is_bounded() {
     assert!(
         kept < LIMITS.committed_wal_bytes_kept + (8 << 20),
         "{kept} bytes kept"
+    );
+}
+
+/// Three safekeepers that have everything up to `START`, in term 1, and a proposer that prefers those who are sooner in
+/// two pieces.
+fn holding() -> Run {
+    let hold_back = HoldBack {
+        delay: HOLD,
+        uncommitted_bytes_max: 1000,
+        compared_pieces: 2,
+        preferred_pieces: 5,
+    };
+    let mut run = Run::new(Config {
+        hold_back,
+        commit_pause: 2 * HOLD,
+        ..config(stream(), 3)
+    });
+    run.greet(0, 0).greet(1, 0).greet(2, 0);
+    for sk in 0..3 {
+        run.vote(sk, vote(1, Lsn(0), &[]));
+    }
+    for sk in 0..3 {
+        run.answer(sk, 1, START, START);
+    }
+    run
+}
+
+const HOLD: Duration = Duration::from_millis(1);
+
+/// Gives the proposer two pieces, which go to everyone; `first` and `second` have them before the commit. Where it ends.
+fn compare(run: &mut Run, begin: Lsn, [first, second, third]: [usize; 3]) -> Lsn {
+    for end in [begin + 10, begin + 20] {
+        run.drain();
+        run.wal(10);
+        for sk in [first, second, third] {
+            assert_eq!(run.appends(sk).len(), 1, "safekeeper {sk} is compared at {end}");
+        }
+        for sk in [first, second, third] {
+            run.answer(sk, 1, end, START);
+        }
+        assert_eq!(run.commits(), [end]);
+    }
+    run.pass(2 * HOLD).drain();
+    begin + 20
+}
+
+#[test]
+fn a_quorum_gets_wal_first_and_the_rest_in_time() {
+    let mut run = holding();
+    let begin = compare(&mut run, START, [2, 0, 1]);
+    run.wal(30).wal(40);
+    for sk in [0, 2] {
+        let sent: Vec<_> = run.appends(sk).iter().map(|(at, len, _)| (*at, *len)).collect();
+        assert_eq!(sent, [(begin, 30), (begin + 30, 40)]);
+    }
+    assert_eq!(run.appends(1), []);
+    assert_eq!(run.proposer.tick_due(), Some(run.now.after(HOLD)));
+    run.answer(0, 1, begin + 70, begin)
+        .answer(2, 1, begin + 70, begin);
+    assert_eq!(run.commits(), [begin + 70]);
+    run.pass(HOLD / 2);
+    assert_eq!(run.appends(1), []);
+    run.pass(HOLD / 2);
+    let commit = begin + 70;
+    assert_eq!(run.appends(1), [(begin, 30, commit), (begin + 30, 40, commit)]);
+    // There was progress, so the same two are preferred, until it is time to compare again.
+    for piece in 0..3 {
+        run.drain();
+        run.wal(10);
+        assert_eq!(run.appends(1).len(), 0, "piece {piece}");
+    }
+    run.drain();
+    run.wal(10);
+    assert_eq!(run.appends(1).len(), 4, "all there is");
+    assert_eq!(run.proposer.tick_due(), None);
+}
+
+#[test]
+fn everyone_gets_wal_when_the_preferred_hang_or_are_lost() {
+    let mut run = holding();
+    let begin = compare(&mut run, START, [0, 1, 2]);
+    run.wal(10).answer(0, 1, begin + 10, begin);
+    assert_eq!(run.appends(2), []);
+    run.pass(HOLD);
+    assert_eq!(run.appends(2).len(), 1, "safekeeper 1 hangs");
+    run.answer(2, 1, begin + 10, begin);
+    assert_eq!(run.commits(), [begin + 10]);
+    run.pass(2 * HOLD);
+    let begin = compare(&mut run, begin + 10, [0, 2, 1]);
+    run.wal(10);
+    assert_eq!(
+        (run.appends(1).len(), run.appends(2).len()),
+        (0, 1),
+        "another one is preferred"
+    );
+    run.step(Event::Disconnected(SkIndex(2)));
+    assert_eq!(run.appends(1), [(begin, 10, begin)], "at once");
+}
+
+#[test]
+fn nothing_is_held_back_when_much_is_under_way() {
+    let mut run = holding();
+    let begin = compare(&mut run, START, [0, 1, 2]);
+    run.wal(10);
+    assert_eq!(run.appends(2), []);
+    run.wal(1000);
+    assert_eq!(run.appends(2).len(), 2);
+    assert_eq!(run.proposer.tick_due(), None);
+    run.answer(0, 1, begin + 1010, begin)
+        .answer(1, 1, begin + 1010, begin);
+    run.drain();
+    run.wal(10);
+    assert_eq!(
+        (run.appends(1).len(), run.appends(2).len()),
+        (1, 0),
+        "held back again"
     );
 }
