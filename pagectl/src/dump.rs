@@ -87,6 +87,7 @@ fn show_summary(summary: &Summary, out: &mut impl Write) -> Result<()> {
     writeln!(out, "end key    {} ({})", keys.end, describe_key(keys.end))?;
     writeln!(out, "LSNs       {} to {} (exclusive)", lsns.start, lsns.end)?;
     writeln!(out, "values     {}", summary.value_count)?;
+    writeln!(out, "keys       {}", summary.key_count)?;
     writeln!(out, "bytes      {}", summary.file_len)?;
     let root = summary.root;
     writeln!(

@@ -1,5 +1,7 @@
 """Reading what is not in shared buffers: from the pageserver, from the local file cache, and beside a stock server.
 
+Both are at rest: the stock server has written its checkpoint, and the pageserver has compacted what was loaded.
+
 The stock server reads from the kernel's cache: its table fits in there, and was just written. Only the cold scan has
 nothing of either in any cache: both servers and the pageserver have been started again, and the kernel has been
 told to forget their files.
@@ -12,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from fixtures.compare import Comparison, report_values
-from fixtures.neon_env import Endpoint, NeonEnvBuilder
+from fixtures.neon_env import Endpoint, NeonEnv, NeonEnvBuilder
 from fixtures.stock import StockServer
 
 ROWS = 2_000_000
 ROUNDS = 5
 COLD_ROUNDS = 11
 POINT_READS = 5000
+# Seconds; 20 by default.
+COMPACTION_PERIOD = 2
 SETTINGS = {"shared_buffers": "16MB", "autovacuum": "off", "max_parallel_workers_per_gather": "0", "track_io_timing": "on", "enable_indexonlyscan": "off"}
 FILL = [
     "CREATE TABLE t (i int PRIMARY KEY, v text)",
@@ -39,10 +43,22 @@ def seconds(server, query: str) -> float:
     return time.monotonic() - started
 
 
+def wait_for_rest(env: NeonEnv):
+    """Until the pageserver's layers have not changed for some periods of compaction."""
+    deadline, unchanged, before = time.monotonic() + 120, 0, None
+    while unchanged < 4:
+        assert time.monotonic() < deadline, "the pageserver goes on compacting"
+        time.sleep(COMPACTION_PERIOD)
+        layers = env.pageserver.http().layers(env.tenant, env.timelines["main"])["historic_layers"]
+        names = {layer["layer_file_name"] for layer in layers}
+        unchanged, before = (unchanged + 1 if names == before else 0), names
+
+
 @pytest.fixture
 def peers(neon_env_builder: NeonEnvBuilder, test_dir, ports):
     """Our endpoint, with a cache that has room for everything, and a stock server, both filled."""
     neon_env_builder.safekeepers = 3
+    neon_env_builder.tenant_settings["compaction_period"] = f"{COMPACTION_PERIOD}s"
     env = neon_env_builder.start()
     ours = env.endpoint("main").set(**SETTINGS, neon__max_file_cache_size="1GB").start()
     ours.sql("CREATE EXTENSION neon")
@@ -50,6 +66,7 @@ def peers(neon_env_builder: NeonEnvBuilder, test_dir, ports):
     for server in (ours, stock):
         for statement in FILL:
             server.sql(statement)
+    wait_for_rest(env)
     yield ours, stock
     stock.destroy()
 

@@ -164,6 +164,15 @@ impl Layer {
             .await
     }
 
+    /// Number of different keys, if the file says so and is here. One that cannot be read is for its readers to complain of.
+    pub async fn key_count(&self) -> Option<u64> {
+        if !self.residence.is_local() {
+            return None;
+        }
+        let count = self.summary().await.ok()?.key_count;
+        (count > 0).then_some(count)
+    }
+
     async fn read_summary(&self) -> Result<Summary, LayerError> {
         let raw = self.cache.read(self, 0, SUMMARY_LEN).await?;
         self.check_summary(&raw)

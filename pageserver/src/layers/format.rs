@@ -17,6 +17,7 @@
 //! | root block: offset, length with header, level | 8 + 4 + 1 | | zero | 2 |
 //! | number of values | 8 | | | |
 //! | length of the file | 8 | | | |
+//! | number of different keys; 0 where it was not counted, in files of before that | 8 | | | |
 //! | zero up to byte 508, then CRC32C of all before | 4 | | | |
 //!
 //! The offset in a block's checksum finds blocks that were written to, or read from, the wrong place.
@@ -92,6 +93,8 @@ pub struct Summary {
     pub value_count: u64,
     /// Length of the file in bytes.
     pub file_len: u64,
+    /// Number of different keys; 0 if it was not counted.
+    pub key_count: u64,
 }
 
 impl Summary {
@@ -116,6 +119,7 @@ impl Summary {
         out.put_u8(self.root_level);
         out.put_u64(self.value_count);
         out.put_u64(self.file_len);
+        out.put_u64(self.key_count);
         let checksum = crc32c::crc32c(&raw[..SUMMARY_LEN - 4]);
         raw[SUMMARY_LEN - 4..].copy_from_slice(&checksum.to_be_bytes());
         raw
@@ -165,6 +169,7 @@ impl Summary {
             root_level: rest.get_u8(),
             value_count: rest.get_u64(),
             file_len: rest.get_u64(),
+            key_count: rest.get_u64(),
         })
     }
 }
@@ -272,6 +277,7 @@ mod tests {
             root_level: 1,
             value_count: 3,
             file_len: 611,
+            key_count: 2,
         }
     }
 

@@ -181,7 +181,7 @@ impl TreeWriter {
         mut self,
         dir: &Path,
         id: TenantTimelineId,
-        name: LayerFileName,
+        (name, key_count): (LayerFileName, u64),
     ) -> Result<WrittenLayer, LayerError> {
         let (root, root_level) = self.finish_tree()?;
         let summary = Summary {
@@ -191,6 +191,7 @@ impl TreeWriter {
             root_level,
             value_count: self.value_count,
             file_len: self.offset,
+            key_count,
         };
         self.sync(&summary).map_err(LayerError::io("write", &self.path))?;
         let path = dir.join(summary.name.to_string());
@@ -235,6 +236,8 @@ pub struct DeltaLayerWriter {
     id: TenantTimelineId,
     lsn_range: Range<Lsn>,
     encoded: Vec<u8>,
+    last_key: Option<Key>,
+    key_count: u64,
 }
 
 impl DeltaLayerWriter {
@@ -253,6 +256,8 @@ impl DeltaLayerWriter {
             id,
             lsn_range,
             encoded: Vec::new(),
+            last_key: None,
+            key_count: 0,
         })
     }
 
@@ -273,6 +278,9 @@ impl DeltaLayerWriter {
             "{lsn} of {key} is not in {:?}",
             self.lsn_range
         );
+        if self.last_key.replace(key) != Some(key) {
+            self.key_count += 1;
+        }
         let key = delta_key(key, lsn);
         self.tree.add(&key, |out| out.extend_from_slice(value))
     }
@@ -299,7 +307,7 @@ impl DeltaLayerWriter {
             Err(LayerError::Failpoint("delta-layer-writer-fail-before-finish"))
         });
         let name = self.name(key_range);
-        self.tree.finish(&self.dir, self.id, name)
+        self.tree.finish(&self.dir, self.id, (name, self.key_count))
     }
 }
 
@@ -348,6 +356,7 @@ impl ImageLayerWriter {
             key_range,
             lsn: self.lsn,
         };
-        self.tree.finish(&self.dir, self.id, name)
+        let key_count = self.tree.value_count;
+        self.tree.finish(&self.dir, self.id, (name, key_count))
     }
 }

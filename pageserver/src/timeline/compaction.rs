@@ -4,29 +4,28 @@
 //! crash in between leaves layers that overlap, which is harmless (see the module `layers`). A step that
 //! fails leaves its temporary files removed and everything else as it was, and is tried again.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+mod merge;
+mod weight;
+
+use std::collections::HashSet;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bytes::Bytes;
-use pageserver_api::key::Key;
 use pageserver_api::layer_name::LayerFileName;
-use tokio_util::sync::CancellationToken;
 use utils::crashsafe::{self, CrashsafeError};
-use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
 
+use self::merge::{Obstacles, PieceSpec, merge};
+pub(super) use self::weight::outweighs_images;
 use super::{ReadError, Timeline};
 use crate::disk_space::is_out_of_space;
 use crate::layers::LayerError;
-use crate::layers::file::{Layer, LayerScan, ScannedValue};
+use crate::layers::file::Layer;
 use crate::layers::map::LayerMap;
 use crate::layers::residence::Pin;
-use crate::layers::writer::{DeltaLayerWriter, NewFiles, WrittenLayer};
+use crate::layers::writer::WrittenLayer;
 use crate::task_kind::TaskKind;
 
 /// Level 0 layers merged at once; bounds open files and buffers. Fewer where the disk has no room for so many: they have
@@ -53,14 +52,48 @@ pub enum CompactionError {
     Durability(#[from] CrashsafeError),
 }
 
+/// Level 0 as the last compaction found it.
+#[derive(Debug, Default)]
+pub(super) struct L0AtCompaction {
+    newest: Option<LayerFileName>,
+    /// No layer has come since the compaction before.
+    at_rest: bool,
+}
+
 impl Timeline {
     /// Rewrites layers as far as the tenant's settings ask for.
     pub async fn compact(self: &Arc<Self>) -> Result<(), CompactionError> {
         let _turn = self.housekeeping_turn.lock().await;
+        self.note_l0();
         // Neither step depends on the other: what one cannot read, the other may not need.
         let (l0, images) = (self.compact_l0().await, self.create_images().await);
         self.note_read_depth();
         l0.and(images)
+    }
+
+    /// Notes what the newest level 0 layer is, and whether it was that at the last compaction, too.
+    fn note_l0(&self) {
+        let newest = self
+            .layers
+            .load()
+            .files
+            .l0()
+            .last()
+            .map(|layer| layer.name().clone());
+        let mut l0 = self.l0_at_compaction.lock();
+        l0.at_rest = newest == l0.newest;
+        l0.newest = newest;
+    }
+
+    /// Whether level 0 holds what was loaded, rather than changed here and there, and no more of it comes: at least a file
+    /// of the size that compaction makes, heavier than images of its pages. To wait for more layers would only keep
+    /// its pages from getting images.
+    async fn has_load_at_rest(&self, files: &LayerMap) -> bool {
+        let l0 = files.l0();
+        let bytes: u64 = l0.iter().map(|layer| layer.file_len()).sum();
+        self.l0_at_compaction.lock().at_rest
+            && bytes >= self.config().compaction_target_size
+            && outweighs_images(bytes, l0).await
     }
 
     /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error.
@@ -110,9 +143,12 @@ impl Timeline {
         self: &Arc<Self>,
         unreadable: &HashSet<LayerFileName>,
     ) -> Result<(), CompactionError> {
-        let config = self.config();
         let files = self.layers.load().files.clone();
-        let Some(run) = run_to_merge(files.l0(), unreadable, config.compaction_threshold.max(1)) else {
+        let threshold = match self.has_load_at_rest(&files).await {
+            true => 1,
+            false => self.config().compaction_threshold.max(1),
+        };
+        let Some(run) = run_to_merge(files.l0(), unreadable, threshold) else {
             return Ok(());
         };
         let merge_max = self.l0_merge_max.load(Ordering::Relaxed);
@@ -143,10 +179,12 @@ impl Timeline {
         merged: Vec<Arc<Layer>>,
         files: &LayerMap,
     ) -> Result<(), CompactionError> {
+        let target_bytes = self.config().compaction_target_size;
         let spec = PieceSpec {
             dir: self.dir.clone(),
             id: self.id(),
-            target_bytes: self.config().compaction_target_size,
+            target_bytes,
+            obstacles: Obstacles::new(files, target_bytes),
             lsn_range: lsn_span(&merged),
             existing: files.iter().map(|layer| layer.name().clone()).collect(),
             stopping: self.cancel.clone(),
@@ -207,219 +245,4 @@ fn lsn_span(layers: &[Arc<Layer>]) -> Range<Lsn> {
     let start = ranges().map(|range| range.start).min();
     let end = ranges().map(|range| range.end).max();
     start.expect("there are layers to merge")..end.expect("there are layers to merge")
-}
-
-/// What the files made of merged layers have in common.
-struct PieceSpec {
-    dir: PathBuf,
-    id: TenantTimelineId,
-    target_bytes: u64,
-    lsn_range: Range<Lsn>,
-    /// Layers that are there already, perhaps from before a crash: they are not written again.
-    existing: HashSet<LayerFileName>,
-    /// Cancelled when the work is to be given up.
-    stopping: CancellationToken,
-}
-
-/// Merges delta layers into ones over fewer keys. Blocking.
-fn merge(layers: &[Arc<Layer>], spec: PieceSpec) -> Result<NewFiles, CompactionError> {
-    let mut pieces = Pieces::new(spec);
-    let mut of_key: Vec<(Lsn, Bytes)> = Vec::new();
-    let (mut current, mut bytes) = (None, 0);
-    for value in Merge::new(layers)? {
-        let (key, lsn, value) = value?;
-        if pieces.spec.stopping.is_cancelled() {
-            return Err(CompactionError::Stopping);
-        }
-        if current != Some(key) {
-            pieces.end_key(current, &mut of_key)?;
-            (current, bytes) = (Some(key), 0);
-        }
-        bytes += value.len() as u64;
-        of_key.push((lsn, value));
-        if bytes >= pieces.spec.target_bytes {
-            pieces.split_key(key, &mut of_key)?;
-            bytes = 0;
-        }
-    }
-    pieces.end_key(current, &mut of_key)?;
-    Ok(pieces.finish()?)
-}
-
-/// The files being written: cut between keys, and within a key that is larger than a file should be.
-struct Pieces {
-    spec: PieceSpec,
-    /// The file being filled, and its first and last key.
-    open: Option<(DeltaLayerWriter, Key, Key)>,
-    /// The key that is being split, and the LSN from which on its versions are not written yet.
-    split: Option<(Key, Lsn)>,
-    written: NewFiles,
-}
-
-impl Pieces {
-    fn new(spec: PieceSpec) -> Self {
-        Pieces {
-            written: NewFiles::new(&spec.dir),
-            spec,
-            open: None,
-            split: None,
-        }
-    }
-
-    /// All versions of `key`, or the last of them if it was split, are in `of_key`.
-    fn end_key(&mut self, key: Option<Key>, of_key: &mut Vec<(Lsn, Bytes)>) -> Result<(), LayerError> {
-        let Some(key) = key else {
-            return Ok(());
-        };
-        if let Some((split, start)) = self.split.take() {
-            assert_eq!(split, key, "a split key ends before the next one begins");
-            let end = self.spec.lsn_range.end;
-            return self.write_split(key, start..end, of_key);
-        }
-        let bytes: u64 = of_key.iter().map(|(_, value)| value.len() as u64).sum();
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|(open, ..)| open.bytes() + bytes > self.spec.target_bytes)
-        {
-            self.close()?;
-        }
-        let (writer, _, last) = match &mut self.open {
-            Some(open) => open,
-            None => {
-                let writer =
-                    DeltaLayerWriter::create(&self.spec.dir, self.spec.id, key, self.spec.lsn_range.clone())?;
-                self.open.insert((writer, key, key))
-            }
-        };
-        *last = key;
-        of_key
-            .drain(..)
-            .try_for_each(|(lsn, value)| writer.add_encoded(key, lsn, &value))
-    }
-
-    /// So many versions of `key` have come that they make a file of their own, and more may follow.
-    fn split_key(&mut self, key: Key, of_key: &mut Vec<(Lsn, Bytes)>) -> Result<(), LayerError> {
-        self.close()?;
-        let start = self.split.map_or(self.spec.lsn_range.start, |(_, start)| start);
-        let last = of_key.last().expect("versions came").0;
-        let end = Lsn(last.0 + 1);
-        self.write_split(key, start..end, of_key)?;
-        self.split = Some((key, end));
-        Ok(())
-    }
-
-    fn write_split(
-        &mut self,
-        key: Key,
-        lsn_range: Range<Lsn>,
-        of_key: &mut Vec<(Lsn, Bytes)>,
-    ) -> Result<(), LayerError> {
-        if of_key.is_empty() {
-            return Ok(());
-        }
-        let mut writer = DeltaLayerWriter::create(&self.spec.dir, self.spec.id, key, lsn_range)?;
-        of_key
-            .drain(..)
-            .try_for_each(|(lsn, value)| writer.add_encoded(key, lsn, &value))?;
-        self.finish_file(writer, key..key.next())
-    }
-
-    fn close(&mut self) -> Result<(), LayerError> {
-        match self.open.take() {
-            Some((writer, first, last)) => self.finish_file(writer, first..last.next()),
-            None => Ok(()),
-        }
-    }
-
-    fn finish_file(&mut self, writer: DeltaLayerWriter, key_range: Range<Key>) -> Result<(), LayerError> {
-        // The same rectangle holds the same versions; dropping the writer removes the copy.
-        if !self.spec.existing.contains(&writer.name(key_range.clone())) {
-            self.written.push(writer.finish(key_range)?);
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<NewFiles, LayerError> {
-        self.close()?;
-        Ok(self.written)
-    }
-}
-
-/// The next value of a scan, ordered by key and LSN.
-struct Head {
-    value: ScannedValue,
-    scan: usize,
-}
-
-impl Head {
-    fn order(&self) -> (Key, Lsn, usize) {
-        (self.value.0, self.value.1, self.scan)
-    }
-}
-
-impl PartialEq for Head {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl Eq for Head {}
-
-impl PartialOrd for Head {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Head {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.order().cmp(&other.order())
-    }
-}
-
-/// All versions of several layers by key and LSN; one that is in two layers comes once.
-struct Merge {
-    scans: Vec<LayerScan>,
-    heads: BinaryHeap<Reverse<Head>>,
-    last: Option<(Key, Lsn)>,
-}
-
-impl Merge {
-    fn new(layers: &[Arc<Layer>]) -> Result<Self, LayerError> {
-        let scans: Vec<LayerScan> = layers.iter().map(Layer::scan).collect::<Result<_, _>>()?;
-        let mut merge = Merge {
-            heads: BinaryHeap::with_capacity(scans.len()),
-            scans,
-            last: None,
-        };
-        (0..layers.len()).try_for_each(|scan| merge.advance(scan))?;
-        Ok(merge)
-    }
-
-    fn advance(&mut self, scan: usize) -> Result<(), LayerError> {
-        if let Some(value) = self.scans[scan].next() {
-            let value = value?;
-            self.heads.push(Reverse(Head { value, scan }));
-        }
-        Ok(())
-    }
-}
-
-impl Iterator for Merge {
-    type Item = Result<ScannedValue, LayerError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let Reverse(Head { value, scan }) = self.heads.pop()?;
-            if let Err(error) = self.advance(scan) {
-                return Some(Err(error));
-            }
-            let at = Some((value.0, value.1));
-            if at != self.last {
-                self.last = at;
-                return Some(Ok(value));
-            }
-        }
-    }
 }

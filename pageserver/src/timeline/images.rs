@@ -1,22 +1,22 @@
-//! Image layers: made where so many deltas lie over the last image that reads become slow.
+//! Image layers: made where so many deltas lie over the last image, or such heavy ones, that reads become slow.
 //!
 //! What is dropped or cut off is not copied: a block counts while its relation fork's directory entry says
 //! that the fork exists, and the block is below the fork's size.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use pageserver_api::key::{Key, KeyKind, rel_dir_entry_key, rel_size_key};
-use pageserver_api::layer_name::LayerFileName;
 use pageserver_api::reltag::RelTag;
 use utils::crashsafe;
 use utils::lsn::Lsn;
 
-use super::compaction::CompactionError;
+use super::compaction::{CompactionError, outweighs_images};
 use super::{ReadError, Timeline};
+use crate::layers::file::Layer;
 use crate::layers::map::LayerMap;
 use crate::layers::writer::{ImageLayerWriter, NewFiles};
 
@@ -31,7 +31,7 @@ impl Timeline {
             return Ok(());
         };
         let mut done = Ok(());
-        for range in ranges_to_image(&files, self.config().image_creation_threshold.max(1)) {
+        for range in ranges_to_image(&files, self.config().image_creation_threshold.max(1)).await {
             // A range that cannot be read does not keep the others from getting their images.
             let created = self.create_image(range, lsn).await;
             done = done.and(created);
@@ -42,9 +42,7 @@ impl Timeline {
     /// Notes how many layers a read may have to visit.
     pub(super) fn note_read_depth(&self) {
         let files = self.layers.load().files.clone();
-        let deepest = parts_of(&files)
-            .map(|(_, covering)| deltas_above_image(&covering))
-            .max();
+        let deepest = parts_of(&files).iter().map(|part| part.deltas.len()).max();
         let depth = files.l0().len() + deepest.unwrap_or(0) + 1;
         self.read_depth.store(depth, Ordering::Relaxed);
     }
@@ -83,53 +81,95 @@ fn image_lsn(files: &LayerMap) -> Option<Lsn> {
     Some(Lsn(last.0 - 1))
 }
 
-/// Key ranges in which at least `threshold` deltas lie above the newest image. Each comes as the parts
-/// between the bounds of layers, which adjoin.
-fn ranges_to_image(files: &LayerMap, threshold: usize) -> Vec<Vec<Range<Key>>> {
+/// Key ranges in which at least `threshold` deltas lie above the newest image, or one that weighs more than images of its
+/// keys. Each comes as the parts between the bounds of layers, which adjoin.
+async fn ranges_to_image(files: &LayerMap, threshold: usize) -> Vec<Vec<Range<Key>>> {
+    let parts = parts_of(files);
+    let heavy = heavy_deltas(&parts).await;
     let mut ranges: Vec<Vec<Range<Key>>> = Vec::new();
-    for (part, covering) in parts_of(files) {
-        if deltas_above_image(&covering) < threshold {
+    for part in parts {
+        let is_heavy = |layer: &&Arc<Layer>| heavy.contains(&layer.number());
+        if part.deltas.len() < threshold && !part.deltas.iter().any(is_heavy) {
             continue;
         }
         match ranges.last_mut() {
-            Some(range) if range.last().is_some_and(|last| last.end == part.start) => range.push(part),
-            _ => ranges.push(vec![part]),
+            Some(range) if range.last().is_some_and(|last| last.end == part.keys.start) => {
+                range.push(part.keys)
+            }
+            _ => ranges.push(vec![part.keys]),
         }
     }
     ranges
 }
 
-/// The parts between the bounds of layers above level 0, ascending, with the layers that cover each.
-fn parts_of(files: &LayerMap) -> impl Iterator<Item = (Range<Key>, Vec<&LayerFileName>)> {
-    let mut names: Vec<&LayerFileName> = files
+/// Numbers of the deltas that outweigh images of all keys there are between their ends.
+async fn heavy_deltas(parts: &[Part<'_>]) -> HashSet<u64> {
+    let mut beside: HashMap<u64, HashMap<u64, &Arc<Layer>>> = HashMap::new();
+    for part in parts {
+        for delta in &part.deltas {
+            let layers = part.layers().map(|layer| (layer.number(), layer));
+            beside.entry(delta.number()).or_default().extend(layers);
+        }
+    }
+    let mut heavy = HashSet::new();
+    for (delta, layers) in beside {
+        if outweighs_images(layers[&delta].file_len(), layers.into_values()).await {
+            heavy.insert(delta);
+        }
+    }
+    heavy
+}
+
+/// Keys between two neighbouring bounds of layers above level 0, and the layers that a read of them visits.
+struct Part<'a> {
+    keys: Range<Key>,
+    image: Option<&'a Arc<Layer>>,
+    /// Those above the image.
+    deltas: Vec<&'a Arc<Layer>>,
+}
+
+impl<'a> Part<'a> {
+    fn new(keys: Range<Key>, covering: &[&'a Arc<Layer>]) -> Self {
+        let end = |layer: &&'a Arc<Layer>| layer.name().lsn_range().end;
+        let (deltas, images): (Vec<_>, Vec<_>) = covering
+            .iter()
+            .copied()
+            .partition(|layer| layer.name().is_delta());
+        let image = images.into_iter().max_by_key(end);
+        let above = image.as_ref().map_or(Lsn(0), end);
+        Part {
+            keys,
+            image,
+            deltas: deltas.into_iter().filter(|layer| end(layer) > above).collect(),
+        }
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &'a Arc<Layer>> {
+        self.deltas.iter().copied().chain(self.image)
+    }
+}
+
+/// All parts, ascending.
+fn parts_of(files: &LayerMap) -> Vec<Part<'_>> {
+    let mut layers: Vec<&Arc<Layer>> = files.iter().filter(|layer| !layer.name().is_l0()).collect();
+    layers.sort_by_key(|layer| layer.name().key_range().start);
+    let mut bounds: Vec<Key> = layers
         .iter()
-        .map(|layer| layer.name())
-        .filter(|name| !name.is_l0())
-        .collect();
-    names.sort_by_key(|name| name.key_range().start);
-    let mut bounds: Vec<Key> = names
-        .iter()
-        .flat_map(|name| [name.key_range().start, name.key_range().end])
+        .flat_map(|layer| [layer.name().key_range().start, layer.name().key_range().end])
         .collect();
     bounds.sort_unstable();
     bounds.dedup();
-    let mut coming = names.into_iter().peekable();
-    let mut active: Vec<&LayerFileName> = Vec::new();
-    (1..bounds.len()).map(move |at| {
-        let part = bounds[at - 1]..bounds[at];
-        active.retain(|name| name.key_range().end > part.start);
-        while let Some(name) = coming.next_if(|name| name.key_range().start <= part.start) {
-            active.push(name);
+    let mut coming = layers.into_iter().peekable();
+    let mut covering: Vec<&Arc<Layer>> = Vec::new();
+    let part = |bounds: &[Key]| {
+        let keys = bounds[0]..bounds[1];
+        covering.retain(|layer| layer.name().key_range().end > keys.start);
+        while let Some(layer) = coming.next_if(|layer| layer.name().key_range().start <= keys.start) {
+            covering.push(layer);
         }
-        (part, active.clone())
-    })
-}
-
-fn deltas_above_image(covering: &[&LayerFileName]) -> usize {
-    let images = covering.iter().filter(|name| !name.is_delta());
-    let newest = images.map(|name| name.lsn_range().end).max().unwrap_or(Lsn(0));
-    let above = |name: &&&LayerFileName| name.is_delta() && name.lsn_range().end > newest;
-    covering.iter().filter(above).count()
+        Part::new(keys, &covering)
+    };
+    bounds.windows(2).map(part).collect()
 }
 
 /// A relation fork at the LSN of the images.

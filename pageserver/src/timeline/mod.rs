@@ -54,6 +54,7 @@ use utils::lsn::{AtomicLsn, Lsn, RecordLsn};
 use utils::seqwait::{LsnWait, LsnWaitError};
 
 pub use self::compaction::CompactionError;
+use self::compaction::L0AtCompaction;
 pub use self::flush::FlushError;
 use self::layer_set::LayerSet;
 pub use self::load::TimelineFile;
@@ -126,6 +127,7 @@ pub struct Timeline {
     read_depth: AtomicUsize,
     /// Level 0 layers that the next compaction merges at most.
     l0_merge_max: AtomicUsize,
+    l0_at_compaction: Mutex<L0AtCompaction>,
     state: watch::Sender<TimelineState>,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -233,6 +235,7 @@ impl Timeline {
             },
             read_depth: AtomicUsize::new(0),
             l0_merge_max: AtomicUsize::new(compaction::L0_MERGE_MAX),
+            l0_at_compaction: Mutex::default(),
             state: watch::Sender::new(TimelineState::Loading),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
