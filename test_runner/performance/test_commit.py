@@ -75,12 +75,27 @@ def connect(port: int):
     return connection
 
 
-def test_commit_latency(peers, test_dir):
-    env, ours, primary = peers
+def actions_of(ours, primary, test_dir):
+    """A commit of ours, one of stock's, and a small write made durable: functions."""
     cursors = [connect(port).cursor() for port in (ours.port, primary.port)]
     disk = Disk(test_dir / "fsync")
-    actions = [lambda cursor=cursor: cursor.execute("INSERT INTO t VALUES (1)") for cursor in cursors] + [disk.fsync]
-    compared, fsyncs, above = Comparison("commit_latency_1_client", "µs", False), [], []
+    return [lambda cursor=cursor: cursor.execute("INSERT INTO t VALUES (1)") for cursor in cursors] + [disk.fsync]
+
+
+def report_commits(name: str, medians: list[list[float]]):
+    """From rounds of medians: of our commits, stock's, and fsyncs."""
+    commits, stock, fsyncs = zip(*medians, strict=True)
+    compared = Comparison(name, "µs", False)
+    compared.ours, compared.peer = list(commits), list(stock)
+    compared.report()
+    report_values(f"{name}_fsync", "µs", list(fsyncs))
+    above = [commit - fsync for commit, fsync in zip(commits, fsyncs, strict=True)]
+    report_values(f"{name}_above_one_fsync", "µs", above)
+
+
+def test_commit_latency(peers, test_dir):
+    env, ours, primary = peers
+    actions, medians = actions_of(ours, primary, test_dir), []
     for _ in range(ROUNDS):
         before = [flushes(node) for node in env.safekeepers]
         # One of each in turn, for the disk's mood changes within a second; whose turn is first changes too, for
@@ -93,14 +108,21 @@ def test_commit_latency(peers, test_dir):
         # Each commit took two flushes that ended between its WAL and the next. Which safekeepers they were changes: one
         # that was late makes the WAL of two commits durable at once, and counts for the later one only.
         assert sum(flushed) >= 2 * COMMITS, f"commits without a flush on a majority: {flushed}"
-        commit, stock, fsync = map(statistics.median, times)
-        compared.ours.append(commit)
-        compared.peer.append(stock)
-        fsyncs.append(fsync)
-        above.append(commit - fsync)
-    compared.report()
-    report_values("fsync", "µs", fsyncs)
-    report_values("commit_latency_above_one_fsync", "µs", above)
+        medians.append([statistics.median(of) for of in times])
+    report_commits("commit_latency_1_client", medians)
+
+
+def test_commits_in_a_row(peers, test_dir):
+    """As a client makes them that does nothing else: no CPU has gone to sleep over another's turn."""
+    _, ours, primary = peers
+    actions, medians = actions_of(ours, primary, test_dir), []
+    for number in range(ROUNDS):
+        of: list[float] = [0.0] * len(actions)
+        for turn in range(len(actions)):
+            which = (number + turn) % len(actions)
+            of[which] = statistics.median(micros(actions[which]) for _ in range(COMMITS))
+        medians.append(of)
+    report_commits("commits_in_a_row_1_client", medians)
 
 
 def test_commit_throughput(peers, test_dir):
