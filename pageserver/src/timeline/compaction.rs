@@ -32,6 +32,9 @@ use crate::task_kind::TaskKind;
 /// to be here while they are merged.
 pub(super) const L0_MERGE_MAX: usize = 64;
 
+/// Bytes in memory from which on they are compacted together with a load on level 0: few would come all the time.
+const REST_BYTES_MIN: u64 = 1024 * 1024;
+
 /// Layers could not be rewritten; nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum CompactionError {
@@ -96,6 +99,18 @@ impl Timeline {
             && outweighs_images(bytes, l0).await
     }
 
+    /// Has the end of a load, which is in memory, join the rest of it on level 0, to be merged with it at a later compaction.
+    /// Whether there is such an end.
+    fn freeze_rest_of_load(&self) -> bool {
+        let layers = self.layers.load();
+        let bytes = layers.open.as_ref().map_or(0, |open| open.memory_bytes());
+        let is_worthwhile = bytes >= REST_BYTES_MIN;
+        if is_worthwhile {
+            self.freeze();
+        }
+        is_worthwhile
+    }
+
     /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error.
     async fn compact_l0(self: &Arc<Self>) -> Result<(), CompactionError> {
         let (mut healed, mut unreadable) = (HashSet::new(), HashSet::new());
@@ -144,11 +159,12 @@ impl Timeline {
         unreadable: &HashSet<LayerFileName>,
     ) -> Result<(), CompactionError> {
         let files = self.layers.load().files.clone();
-        let threshold = match self.has_load_at_rest(&files).await {
-            true => 1,
-            false => self.config().compaction_threshold.max(1),
-        };
-        let Some(run) = run_to_merge(files.l0(), unreadable, threshold) else {
+        let threshold = self.config().compaction_threshold.max(1);
+        let mut run = run_to_merge(files.l0(), unreadable, threshold);
+        if run.is_none() && self.has_load_at_rest(&files).await && !self.freeze_rest_of_load() {
+            run = run_to_merge(files.l0(), unreadable, 1);
+        }
+        let Some(run) = run else {
             return Ok(());
         };
         let merge_max = self.l0_merge_max.load(Ordering::Relaxed);

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use pageserver_api::layer_name::LayerFileName;
 use pageserver_api::tenant_config::TenantConfigOverrides;
 use utils::lsn::RecordLsn;
@@ -97,6 +99,31 @@ async fn a_load_gets_images_once_it_is_at_rest() {
         (0, deltas, images),
         "there is nothing more to do"
     );
+}
+
+#[tokio::test]
+async fn the_end_of_a_load_joins_it_from_memory() {
+    let server = TestServer::start().await;
+    let timeline = small_files(&server, 100, 256).await;
+    put(&timeline, Lsn(START.0 + 8), 0..200, |block| block).await;
+    timeline.flush().await.unwrap();
+    timeline.compact().await.unwrap();
+    let end = Lsn(START.0 + 16);
+    put(&timeline, end, 0..200, |block| block + 1).await;
+    timeline.compact().await.unwrap();
+    let written = timeline
+        .disk_consistent
+        .wait_for(end, Duration::from_secs(10))
+        .await;
+    written.expect("it was frozen, so it is written out");
+    for _ in 0..2 {
+        assert_eq!(counts(&timeline), (2, 0, 0));
+        timeline.compact().await.unwrap();
+    }
+    let (l0, _, images) = counts(&timeline);
+    assert_eq!(l0, 0);
+    let at_end = |(name, _): &(LayerFileName, u64)| !name.is_delta() && name.lsn_range().start == end;
+    assert!(images > 0 && timeline.layer_names().iter().any(at_end));
 }
 
 #[tokio::test]
