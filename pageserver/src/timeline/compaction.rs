@@ -55,48 +55,44 @@ pub enum CompactionError {
     Durability(#[from] CrashsafeError),
 }
 
-/// Level 0 as the last compaction found it.
-#[derive(Debug, Default)]
-pub(super) struct L0AtCompaction {
-    newest: Option<LayerFileName>,
-    /// No layer has come since the compaction before.
-    at_rest: bool,
+/// What has become of level 0 since the last compaction.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Level0 {
+    /// Layers have come.
+    Growing,
+    /// None has.
+    AtRest,
 }
 
 impl Timeline {
     /// Rewrites layers as far as the tenant's settings ask for.
     pub async fn compact(self: &Arc<Self>) -> Result<(), CompactionError> {
         let _turn = self.housekeeping_turn.lock().await;
-        self.note_l0();
+        let level0 = self.look_at_level0();
         // Neither step depends on the other: what one cannot read, the other may not need.
-        let (l0, images) = (self.compact_l0().await, self.create_images().await);
+        let (l0, images) = (self.compact_l0(level0).await, self.create_images().await);
         self.note_read_depth();
         l0.and(images)
     }
 
-    /// Notes what the newest level 0 layer is, and whether it was that at the last compaction, too.
-    fn note_l0(&self) {
-        let newest = self
-            .layers
-            .load()
-            .files
-            .l0()
-            .last()
-            .map(|layer| layer.name().clone());
-        let mut l0 = self.l0_at_compaction.lock();
-        l0.at_rest = newest == l0.newest;
-        l0.newest = newest;
+    /// Compares level 0 with what it was when this was asked last.
+    fn look_at_level0(&self) -> Level0 {
+        let layers = self.layers.load();
+        let newest = layers.files.l0().last().map(|layer| layer.name().clone());
+        let mut newest_before = self.newest_l0_seen.lock();
+        if std::mem::replace(&mut *newest_before, newest.clone()) == newest {
+            Level0::AtRest
+        } else {
+            Level0::Growing
+        }
     }
 
-    /// Whether level 0 holds what was loaded, rather than changed here and there, and no more of it comes: at least a file
-    /// of the size that compaction makes, heavier than images of its pages. To wait for more layers would only keep
+    /// Whether level 0 holds what was loaded, rather than changed here and there: at least a file of the size that
+    /// compaction makes, heavier than images of its pages. If no more comes, to wait for more layers would only keep
     /// its pages from getting images.
-    async fn has_load_at_rest(&self, files: &LayerMap) -> bool {
-        let l0 = files.l0();
+    async fn is_load(&self, l0: &[Arc<Layer>]) -> bool {
         let bytes: u64 = l0.iter().map(|layer| layer.file_len()).sum();
-        self.l0_at_compaction.lock().at_rest
-            && bytes >= self.config().compaction_target_size
-            && outweighs_images(bytes, l0).await
+        bytes >= self.config().compaction_target_size && outweighs_images(bytes, l0).await
     }
 
     /// Has the end of a load, which is in memory, join the rest of it on level 0, to be merged with it at a later compaction.
@@ -112,12 +108,12 @@ impl Timeline {
     }
 
     /// Compacts level 0 layers. Each that cannot be read is left where it is, with an error.
-    async fn compact_l0(self: &Arc<Self>) -> Result<(), CompactionError> {
+    async fn compact_l0(self: &Arc<Self>, level0: Level0) -> Result<(), CompactionError> {
         let (mut healed, mut unreadable) = (HashSet::new(), HashSet::new());
         let mut first_error = None;
         loop {
             let began = Instant::now();
-            let Err(error) = self.compact_l0_but(&unreadable).await else {
+            let Err(error) = self.compact_l0_but(&unreadable, level0).await else {
                 return first_error.map_or(Ok(()), Err);
             };
             if is_no_room(&error) {
@@ -157,11 +153,16 @@ impl Timeline {
     async fn compact_l0_but(
         self: &Arc<Self>,
         unreadable: &HashSet<LayerFileName>,
+        level0: Level0,
     ) -> Result<(), CompactionError> {
         let files = self.layers.load().files.clone();
         let threshold = self.config().compaction_threshold.max(1);
         let mut run = run_to_merge(files.l0(), unreadable, threshold);
-        if run.is_none() && self.has_load_at_rest(&files).await && !self.freeze_rest_of_load() {
+        if run.is_none()
+            && level0 == Level0::AtRest
+            && self.is_load(files.l0()).await
+            && !self.freeze_rest_of_load()
+        {
             run = run_to_merge(files.l0(), unreadable, 1);
         }
         let Some(run) = run else {

@@ -54,7 +54,6 @@ use utils::lsn::{AtomicLsn, Lsn, RecordLsn};
 use utils::seqwait::{LsnWait, LsnWaitError};
 
 pub use self::compaction::CompactionError;
-use self::compaction::L0AtCompaction;
 pub use self::flush::FlushError;
 use self::layer_set::LayerSet;
 pub use self::load::TimelineFile;
@@ -127,7 +126,8 @@ pub struct Timeline {
     read_depth: AtomicUsize,
     /// Level 0 layers that the next compaction merges at most.
     l0_merge_max: AtomicUsize,
-    l0_at_compaction: Mutex<L0AtCompaction>,
+    /// The newest level 0 layer when the last compaction began.
+    newest_l0_seen: Mutex<Option<LayerFileName>>,
     state: watch::Sender<TimelineState>,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -235,7 +235,7 @@ impl Timeline {
             },
             read_depth: AtomicUsize::new(0),
             l0_merge_max: AtomicUsize::new(compaction::L0_MERGE_MAX),
-            l0_at_compaction: Mutex::default(),
+            newest_l0_seen: Mutex::default(),
             state: watch::Sender::new(TimelineState::Loading),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),

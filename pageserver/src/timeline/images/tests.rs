@@ -10,6 +10,34 @@ use crate::pgdatadir::modification::Modification;
 use crate::server::testing::{REL, START, TestServer, put};
 use crate::timeline::{ReadStore, WriteBatch};
 
+/// One of those that [`create_rels`] creates.
+fn created_rel(number: u32) -> RelTag {
+    RelTag {
+        relnode: REL.relnode + 1 + number,
+        ..REL
+    }
+}
+
+/// Creates relations without blocks, all at the LSN returned, and writes them out.
+async fn create_rels(timeline: &Arc<Timeline>, count: u32) -> Lsn {
+    let lsn = Lsn(START.0 + 8);
+    let mut writer = timeline.writer().await;
+    let (mut cache, mut batch) = (MetadataCache::default(), WriteBatch::default());
+    let mut modification = Modification::new(&**timeline, &mut cache, &mut batch, lsn);
+    for number in 0..count {
+        modification.create_rel(created_rel(number)).await.unwrap();
+    }
+    modification.finish();
+    writer.put(batch).await.unwrap();
+    writer.advance(RecordLsn {
+        last: lsn,
+        prev: START,
+    });
+    drop(writer);
+    timeline.flush().await.unwrap();
+    lsn
+}
+
 #[tokio::test]
 async fn a_relation_without_blocks_keeps_its_size() {
     let server = TestServer::start().await;
@@ -20,23 +48,8 @@ async fn a_relation_without_blocks_keeps_its_size() {
     };
     server.tenant.set_overrides(settings).await.unwrap();
     let timeline = server.timeline(3).await;
-    let empty = RelTag {
-        relnode: REL.relnode + 1,
-        ..REL
-    };
-    let lsn = Lsn(START.0 + 8);
-    let mut writer = timeline.writer().await;
-    let (mut cache, mut batch) = (MetadataCache::default(), WriteBatch::default());
-    let mut modification = Modification::new(&*timeline, &mut cache, &mut batch, lsn);
-    modification.create_rel(empty).await.unwrap();
-    modification.finish();
-    writer.put(batch).await.unwrap();
-    writer.advance(RecordLsn {
-        last: lsn,
-        prev: START,
-    });
-    drop(writer);
-    timeline.flush().await.unwrap();
+    let lsn = create_rels(&timeline, 1).await;
+    let empty = created_rel(0);
     timeline.compact().await.unwrap();
     let images_at = |name: &LayerFileName| !name.is_delta() && name.lsn_range().start == lsn;
     assert!(timeline.layer_names().iter().any(|(name, _)| images_at(name)));
@@ -130,25 +143,7 @@ async fn the_end_of_a_load_joins_it_from_memory() {
 async fn changes_here_and_there_wait_for_more_layers() {
     let server = TestServer::start().await;
     let timeline = small_files(&server, 100, 16).await;
-    let lsn = Lsn(START.0 + 8);
-    let mut writer = timeline.writer().await;
-    let (mut cache, mut batch) = (MetadataCache::default(), WriteBatch::default());
-    let mut modification = Modification::new(&*timeline, &mut cache, &mut batch, lsn);
-    for relnode in 0..1000 {
-        let rel = RelTag {
-            relnode: REL.relnode + 1 + relnode,
-            ..REL
-        };
-        modification.create_rel(rel).await.unwrap();
-    }
-    modification.finish();
-    writer.put(batch).await.unwrap();
-    writer.advance(RecordLsn {
-        last: lsn,
-        prev: START,
-    });
-    drop(writer);
-    timeline.flush().await.unwrap();
+    create_rels(&timeline, 1000).await;
     let heavy_enough =
         timeline.layers.load().files.l0()[0].file_len() > timeline.config().compaction_target_size;
     assert!(heavy_enough, "or else this would prove nothing");
