@@ -180,19 +180,25 @@ impl PageStream {
         for piece in pieces(&requests) {
             if let Some(pages) = self.answerer.pages(piece).await {
                 for page in pages {
-                    writer.put(|out| Response::GetPage(page).encode(out));
-                    writer.flush_if_large().await?;
+                    send(writer, &Response::GetPage(page)).await?;
                 }
             } else {
                 for request in piece {
-                    let response = self.answerer.respond(request.clone()).await?;
-                    writer.put(|out| response.encode(out));
-                    writer.flush_if_large().await?;
+                    send(writer, &self.answerer.respond(request.clone()).await?).await?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Puts a response into the buffer, which is sent as soon as it is large.
+async fn send<S>(writer: &mut CopyWriter<'_, S>, response: &Response) -> Result<(), QueryError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    writer.put(|out| response.encode(out));
+    Ok(writer.flush_if_large().await?)
 }
 
 type Decoded = Result<Request, DecodeError>;

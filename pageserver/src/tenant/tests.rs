@@ -34,6 +34,11 @@ fn manager(workdir: &Path) -> TenantManager {
     })
 }
 
+async fn create_tenant(manager: &TenantManager) -> Arc<Tenant> {
+    let created = manager.create_tenant(TenantId::generate(), Default::default());
+    created.await.unwrap()
+}
+
 fn key(n: u32) -> Key {
     Key {
         field6: n,
@@ -73,11 +78,7 @@ async fn root(tenant: &Arc<Tenant>) -> Arc<Timeline> {
 #[tokio::test]
 async fn branches_see_what_was_there_and_go_their_own_way() {
     let dir = tempfile::tempdir().unwrap();
-    let manager = manager(dir.path());
-    let tenant = manager
-        .create_tenant(TenantId::generate(), Default::default())
-        .await
-        .unwrap();
+    let tenant = create_tenant(&manager(dir.path())).await;
     let main = root(&tenant).await;
     put(&main, 1, 0x110, "one").await;
     put(&main, 1, 0x120, "two").await;
@@ -118,11 +119,7 @@ async fn branches_see_what_was_there_and_go_their_own_way() {
 #[tokio::test]
 async fn impossible_branches_are_refused_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let manager = manager(dir.path());
-    let tenant = manager
-        .create_tenant(TenantId::generate(), Default::default())
-        .await
-        .unwrap();
+    let tenant = create_tenant(&manager(dir.path())).await;
     let main = root(&tenant).await;
     put(&main, 1, 0x110, "one").await;
     let child = tenant.branch(branch_of(&main, None)).await.unwrap();
@@ -193,11 +190,7 @@ async fn a_restart_finds_tenants_branches_and_settings() {
 #[tokio::test]
 async fn an_unfinished_timeline_takes_its_files_along() {
     let dir = tempfile::tempdir().unwrap();
-    let manager = manager(dir.path());
-    let tenant = manager
-        .create_tenant(TenantId::generate(), Default::default())
-        .await
-        .unwrap();
+    let tenant = create_tenant(&manager(dir.path())).await;
     let id = TimelineId::generate();
     let unfinished = tenant.create_timeline(id, 15).await.unwrap();
     assert!(tenant.create_timeline(id, 15).await.is_err());

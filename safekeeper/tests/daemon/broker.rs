@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use utils::lsn::Lsn;
 
-use crate::support::{Daemon, SEGMENT_SIZE, Wal, append, free_port, new_id};
-
-const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
+use crate::support::{Daemon, SEGMENT_SIZE, START, Wal, append, free_port, new_id};
 
 struct Etcd(Child);
 

@@ -2,9 +2,7 @@
 
 use utils::lsn::Lsn;
 
-use crate::support::{Daemon, SEGMENT_SIZE, Wal, append, new_id};
-
-const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
+use crate::support::{Daemon, SEGMENT_SIZE, START, Wal, append, new_id};
 
 #[tokio::test]
 async fn a_batch_is_acknowledged_once_and_survives_a_kill() {

@@ -3,9 +3,7 @@
 use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
 
-use crate::support::{Daemon, Proposer, SEGMENT_SIZE, Wal, append, new_id};
-
-const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
+use crate::support::{Daemon, Proposer, SEGMENT_SIZE, START, Wal, append, new_id};
 
 /// Every place around a durable step.
 const FAILPOINTS: [&str; 14] = [

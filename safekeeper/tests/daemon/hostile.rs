@@ -5,9 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use utils::lsn::Lsn;
 
-use crate::support::{Daemon, SEGMENT_SIZE, Wal, append, greeting, greeting_with, new_id};
-
-const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
+use crate::support::{Daemon, SEGMENT_SIZE, START, Wal, append, greeting, greeting_with, new_id};
 
 /// Not random enough for anything else.
 fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -5,9 +5,7 @@ use utils::auth::{Claims, Scope, sign};
 use utils::id::TenantId;
 use utils::lsn::Lsn;
 
-use crate::support::{Daemon, SEGMENT_SIZE, Wal, append, new_id, timeline_path};
-
-const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
+use crate::support::{Daemon, SEGMENT_SIZE, START, Wal, new_id, timeline_path};
 
 #[tokio::test]
 async fn timelines_are_created_reported_and_deleted() {
@@ -200,17 +198,10 @@ async fn json_ctrl_dump_metrics_and_peers() {
 async fn old_segments_are_removed_once_nobody_needs_them() {
     let daemon = Daemon::start(&["--no-sync"]).await;
     let id = new_id();
-    let mut wal = Wal::new(START, SEGMENT_SIZE);
-    while wal.bytes.len() < SEGMENT_SIZE * 6 {
-        wal.record(50_000);
-    }
-    let end = wal.end();
+    let wal = Wal::of_records(START, 50_000, SEGMENT_SIZE * 6);
     let mut proposer = daemon.propose(id).await;
     proposer.elected(&[(1, START)], START).await;
-    proposer.send(&wal.appends(1, START, end, Lsn(0))).await;
-    while proposer.ack().await.flush_lsn < end {}
-    proposer.send(&[append(1, end, wal.slice(end, end), end)]).await;
-    proposer.ack().await;
+    proposer.commit(&wal).await;
     let horizon = Lsn(SEGMENT_SIZE as u64 * 5).to_string();
     let info = json!({"backup_lsn": horizon, "peer_horizon_lsn": horizon, "remote_consistent_lsn": horizon});
     daemon

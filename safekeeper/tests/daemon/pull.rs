@@ -4,9 +4,7 @@ use serde_json::json;
 use utils::id::TenantTimelineId;
 use utils::lsn::Lsn;
 
-use crate::support::{Daemon, SEGMENT_SIZE, Wal, append, new_id};
-
-const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
+use crate::support::{Daemon, SEGMENT_SIZE, START, Wal, append, new_id};
 
 async fn write(daemon: &Daemon, id: TenantTimelineId, wal: &Wal, end: Lsn) {
     let mut proposer = daemon.propose(id).await;

@@ -91,17 +91,11 @@ async fn committed_wal_is_streamed_as_it_comes() {
 async fn a_read_may_start_at_any_position() {
     let daemon = Daemon::start(&["--no-sync"]).await;
     let id = new_id();
-    let mut wal = Wal::new(START, SEGMENT_SIZE);
-    while wal.bytes.len() < SEGMENT_SIZE * 2 {
-        wal.record(30_000);
-    }
+    let wal = Wal::of_records(START, 30_000, SEGMENT_SIZE * 2);
     let end = wal.end();
     let mut proposer = daemon.propose(id).await;
     proposer.elected(&[(1, START)], START).await;
-    proposer.send(&wal.appends(1, START, end, Lsn(0))).await;
-    while proposer.ack().await.flush_lsn < end {}
-    proposer.send(&[append(1, end, wal.slice(end, end), end)]).await;
-    proposer.ack().await;
+    proposer.commit(&wal).await;
     for offset in [0, 1, 8191, 300_000, 1_000_000, 1_900_000] {
         let begin = START + offset;
         let mut receiver = daemon.replicate(id, begin, "pageserver").await;

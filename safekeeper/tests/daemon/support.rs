@@ -20,6 +20,8 @@ use utils::id::{TenantId, TenantTimelineId, TimelineId};
 use utils::lsn::Lsn;
 
 pub const SEGMENT_SIZE: usize = 1024 * 1024;
+/// Where most tests' WAL begins: after the header of the second page of a segment.
+pub const START: Lsn = Lsn(SEGMENT_SIZE as u64 + 8192 + 24);
 pub const SYSTEM_ID: u64 = 4242;
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -336,6 +338,15 @@ impl Proposer {
         self.send(&[ProposerMessage::Elected(elected)]).await;
     }
 
+    /// Has all of the first term's WAL written, and committed.
+    pub async fn commit(&mut self, wal: &Wal) {
+        let end = wal.end();
+        self.send(&wal.appends(1, wal.start, end, Lsn(0))).await;
+        while self.ack().await.flush_lsn < end {}
+        self.send(&[append(1, end, wal.slice(end, end), end)]).await;
+        self.ack().await;
+    }
+
     pub async fn ack(&mut self) -> AppendResponse {
         match self.receive().await {
             AcceptorMessage::AppendResponse(ack) => ack,
@@ -421,6 +432,15 @@ impl Wal {
             bytes: Vec::new(),
             writer: WalWriter::new(identity, start, Lsn(0)),
         }
+    }
+
+    /// At least `size` bytes of records with messages of `len` bytes.
+    pub fn of_records(start: Lsn, len: usize, size: usize) -> Self {
+        let mut wal = Wal::new(start, SEGMENT_SIZE);
+        while wal.bytes.len() < size {
+            wal.record(len);
+        }
+        wal
     }
 
     /// WAL that comes from elsewhere.

@@ -145,25 +145,7 @@ impl Cluster {
 
     /// Runs SQL in one session; gives what it prints, unaligned.
     pub fn sql(&self, database: &str, sql: &str) -> String {
-        let host = self.directory.path().to_str().unwrap();
-        self.run(
-            "psql",
-            &[
-                "-X",
-                "-q",
-                "-At",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-h",
-                host,
-                "-U",
-                "test",
-                "-d",
-                database,
-                "-c",
-                sql,
-            ],
-        )
+        self.psql(database, &["-At", "-c", sql])
     }
 
     /// Runs each line in a transaction of its own, in one session.
@@ -171,25 +153,14 @@ impl Cluster {
         let path = self.directory.path().join("script.sql");
         fs::write(&path, sql).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        self.psql(database, &["-f", path.to_str().unwrap()]);
+    }
+
+    fn psql(&self, database: &str, what: &[&str]) -> String {
         let host = self.directory.path().to_str().unwrap();
-        let script = path.to_str().unwrap();
-        self.run(
-            "psql",
-            &[
-                "-X",
-                "-q",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-h",
-                host,
-                "-U",
-                "test",
-                "-d",
-                database,
-                "-f",
-                script,
-            ],
-        );
+        let connection = ["-h", host, "-U", "test", "-d", database];
+        let settings = ["-X", "-q", "-v", "ON_ERROR_STOP=1"];
+        self.run("psql", &[&settings[..], &connection, what].concat())
     }
 
     /// A file below the data directory, made readable for the server's account.
