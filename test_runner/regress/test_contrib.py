@@ -1,5 +1,6 @@
 """The tests of the contrib modules that Debian ships: the result here is that of a stock server."""
 
+import os
 import re
 
 import pytest
@@ -87,6 +88,7 @@ def test_other_contrib_modules(neon_env_builder: NeonEnvBuilder, test_dir, ports
     compare(neon_env_builder.start(), test_dir, ports, OTHERS)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason=f"only root runs servers as {ACCOUNT}, to whom {SOCKETS} is open")
 @pytest.mark.timeout(900)
 def test_contrib_modules_that_connect_to_servers(
     neon_env_builder: NeonEnvBuilder, test_dir, ports: PortDistributor
