@@ -144,8 +144,8 @@ static const IntSetting int_settings[] = {
 	&safekeeper_reconnect_timeout_ms, 1000, 0, INT_MAX, PGC_POSTMASTER, GUC_UNIT_MS},
 	{"neon.safekeeper_connect_timeout", "A silent safekeeper is given up after this.",
 	&safekeeper_connect_timeout_ms, 5000, 0, INT_MAX, PGC_POSTMASTER, GUC_UNIT_MS},
-	{"neon.safekeeper_hold_delay", "Safekeepers not needed for a quorum get WAL this much later; 0: at once.",
-	&safekeeper_hold_delay_ms, 1, 0, 1000, PGC_POSTMASTER, GUC_UNIT_MS},
+	{"neon.safekeeper_hold_delay", "Safekeepers not needed for a quorum get WAL up to this much later; 0: at once.",
+	&safekeeper_hold_delay_ms, 4, 0, 1000, PGC_POSTMASTER, GUC_UNIT_MS},
 	{"neon.walproposer_poll_us", "Microseconds to wait around a commit without sleeping; 0: none.",
 	&walproposer_poll_us, 500, 0, 1000, PGC_POSTMASTER, 0},
 };

@@ -27,6 +27,7 @@ const LIMITS: Limits = Limits {
 /// Few pieces, so that both ways of sending are met often. The delay is one of the run.
 const HOLD_BACK: HoldBack = HoldBack {
     delay: Duration::ZERO,
+    after_commit: Duration::from_micros(100),
     uncommitted_bytes_max: 16 << 10,
     compared_pieces: 3,
     preferred_pieces: 40,

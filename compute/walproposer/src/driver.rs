@@ -224,11 +224,13 @@ impl Driver {
             self.wake_at = Some(due);
             self.wake.as_mut().reset(due);
         }
-        if self.wake.as_mut().poll(context).is_pending() {
+        // While awake anyway, this goes by the clock: timers may be a millisecond late.
+        let early = Instant::now() < due;
+        if early && self.wake.as_mut().poll(context).is_pending() {
             return Ok(false);
         }
         self.wake_at = None;
-        if Instant::now() < due {
+        if early {
             return Ok(true);
         }
         if let Some(streaming) = &mut self.streaming {

@@ -13,7 +13,7 @@ use crate::conf_file;
 
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(5000);
-const HOLD_DELAY: Duration = Duration::from_millis(1);
+const HOLD_DELAY: Duration = Duration::from_millis(4);
 const POLL_TIME: Duration = Duration::from_micros(500);
 /// A CPU must not be kept busy for nothing for longer than this.
 const POLL_TIME_MAX: Duration = Duration::from_millis(1);

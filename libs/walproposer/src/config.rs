@@ -38,8 +38,10 @@ impl Limits {
 /// load that spares those a commit waits for the company of the others on disk and CPUs, and the others many flushes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct HoldBack {
-    /// Longest time for which WAL is held back; zero: never.
+    /// Longest time for which WAL is held back; zero: never. It goes out after half of that if no commit is under way.
     pub delay: Duration,
+    /// A commit is still under way for so long after it is known: it is being told to its client.
+    pub after_commit: Duration,
     /// While more WAL than this is not committed, in bytes, it goes to everyone at once.
     pub uncommitted_bytes_max: u64,
     /// So many pieces go to everyone at once, to see who has them soonest.
@@ -51,7 +53,8 @@ pub struct HoldBack {
 impl HoldBack {
     /// What the program runs with.
     pub const PRODUCTION: HoldBack = HoldBack {
-        delay: Duration::from_millis(1),
+        delay: Duration::from_millis(4),
+        after_commit: Duration::from_micros(100),
         uncommitted_bytes_max: 64 << 10,
         compared_pieces: 32,
         preferred_pieces: 2048,

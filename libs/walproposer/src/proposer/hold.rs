@@ -3,11 +3,13 @@
 //! A commit waits for a quorum. Safekeepers that share a disk or CPUs delay each other if all are given a small
 //! piece of WAL at once, so only as many get it as make a quorum, and the others what has gathered after a short
 //! delay. Who is preferred is found out by giving some pieces to all at once and counting who has them before they are
-//! committed.
+//! committed. What was held back goes out between two commits if it can: while one is under way it would have a flush of
+//! its own beside those that are waited for, and wake processes when the commit is to be told.
 //!
 //! Invariants
 //! * Only the moment of sending is changed, never what is sent, in which order, or what makes a quorum.
-//! * Nothing is held back for longer than `HoldBack::delay` ([`Hold::due`]), nor once one of the preferred is lost.
+//! * Nothing is held back for longer than `HoldBack::delay` ([`Hold::due`]), commit or no commit, nor once one of the
+//!   preferred is lost.
 //! * While WAL is held back, all of the preferred have been sent all there is, as far as their connections take it.
 
 use safekeeper_api::mutation::{Mutation, is_active};
@@ -27,6 +29,8 @@ pub(super) struct Hold {
     since: Option<Time>,
     /// Whether anything has been committed since then.
     progress: bool,
+    /// Since when everything has been committed; `None` while something is not.
+    all_committed: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -58,6 +62,7 @@ impl Hold {
             stage: COMPARING,
             since: None,
             progress: false,
+            all_committed: None,
         }
     }
 
@@ -71,6 +76,7 @@ impl Hold {
         if self.is_off() {
             return;
         }
+        self.all_committed = None;
         if uncommitted > self.config.uncommitted_bytes_max {
             self.since = None;
             return;
@@ -103,9 +109,10 @@ impl Hold {
         }
     }
 
-    /// The commit LSN has grown.
-    pub(super) fn on_commit(&mut self) {
+    /// The commit LSN has grown; `uncommitted` bytes are still not committed.
+    pub(super) fn on_commit(&mut self, uncommitted: u64, now: Time) {
         self.progress = true;
+        self.all_committed = (uncommitted == 0).then_some(now);
     }
 
     /// Whether this safekeeper gets nothing new yet.
@@ -118,7 +125,11 @@ impl Hold {
 
     /// When what is held back must go to everyone.
     pub(super) fn due(&self) -> Option<Time> {
-        self.since.map(|since| since.after(self.config.delay))
+        let since = self.since?;
+        let latest = since.after(self.config.delay);
+        let told = self.all_committed.map(|at| at.after(self.config.after_commit));
+        let soonest = told.map(|at| at.max(since.after(self.config.delay / 2)));
+        Some(soonest.map_or(latest, |at| at.min(latest)))
     }
 
     /// A connection is lost. Without one of the preferred the others are needed.

@@ -400,7 +400,7 @@ impl Leader {
             }
             self.release_wal();
             self.untold_since.get_or_insert(now);
-            self.hold.on_commit();
+            self.hold.on_commit(self.window.end() - self.commit_lsn, now);
             self.pump_all(peers, now, out);
             self.after_telling(now);
         } else {

@@ -569,6 +569,7 @@ fn memory_is_bounded() {
 fn holding() -> Run {
     let hold_back = HoldBack {
         delay: HOLD,
+        after_commit: AFTER_COMMIT,
         uncommitted_bytes_max: 1000,
         compared_pieces: 2,
         preferred_pieces: 5,
@@ -589,6 +590,7 @@ fn holding() -> Run {
 }
 
 const HOLD: Duration = Duration::from_millis(1);
+const AFTER_COMMIT: Duration = Duration::from_micros(100);
 
 /// Gives the proposer two pieces, which go to everyone; `first` and `second` have them before the commit. Where it ends.
 fn compare(run: &mut Run, begin: Lsn, [first, second, third]: [usize; 3]) -> Lsn {
@@ -621,9 +623,9 @@ fn a_quorum_gets_wal_first_and_the_rest_in_time() {
     run.answer(0, 1, begin + 70, begin)
         .answer(2, 1, begin + 70, begin);
     assert_eq!(run.commits(), [begin + 70]);
-    run.pass(HOLD / 2);
+    run.pass(HOLD / 4);
     assert_eq!(run.appends(1), []);
-    run.pass(HOLD / 2);
+    run.pass(HOLD / 4);
     let commit = begin + 70;
     assert_eq!(run.appends(1), [(begin, 30, commit), (begin + 30, 40, commit)]);
     // There was progress, so the same two are preferred, until it is time to compare again.
@@ -636,6 +638,33 @@ fn a_quorum_gets_wal_first_and_the_rest_in_time() {
     run.wal(10);
     assert_eq!(run.appends(1).len(), 4, "all there is");
     assert_eq!(run.proposer.tick_due(), None);
+}
+
+#[test]
+fn what_is_held_back_goes_out_between_two_commits() {
+    let mut run = holding();
+    let begin = compare(&mut run, START, [0, 1, 2]);
+    let since = run.now;
+    run.wal(10)
+        .answer(0, 1, begin + 10, begin)
+        .answer(1, 1, begin + 10, begin);
+    assert_eq!(run.commits(), [begin + 10]);
+    run.pass(HOLD / 4);
+    assert_eq!(run.proposer.tick_due(), Some(since.after(HOLD / 2)));
+    run.wal(10);
+    assert_eq!(
+        run.proposer.tick_due(),
+        Some(since.after(HOLD)),
+        "a commit is under way"
+    );
+    run.pass(HOLD / 2).answer(0, 1, begin + 20, begin);
+    assert_eq!(run.appends(2), []);
+    run.answer(1, 1, begin + 20, begin);
+    assert_eq!(run.commits(), [begin + 10, begin + 20]);
+    assert_eq!(run.appends(2), [], "the commit is being told");
+    assert_eq!(run.proposer.tick_due(), Some(run.now.after(AFTER_COMMIT)));
+    run.pass(AFTER_COMMIT);
+    assert_eq!(run.appends(2).len(), 2);
 }
 
 #[test]
