@@ -20,6 +20,9 @@ use crate::timeline::Timeline;
 
 /// How often a task that waits looks whether anything has changed.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
+/// A leader that is done looks whether a segment is full at most this often. With every commit it would take the CPU in the
+/// moment in which the commit is being told to its client.
+const SEGMENT_PERIOD: Duration = Duration::from_millis(100);
 /// A leader whose upload has not succeeded for this long lets another try.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one that resigned because it could not do the work does not stand again.
@@ -154,6 +157,7 @@ impl Task {
                 None => {
                     // The time-out is for what others publish, and for computes that go.
                     drop(tokio::time::timeout(POLL_PERIOD, commit.changed()).await);
+                    tokio::time::sleep(SEGMENT_PERIOD).await;
                 }
             }
         }
