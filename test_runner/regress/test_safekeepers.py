@@ -218,3 +218,5 @@ def test_network_cut(neon_env_builder: NeonEnvBuilder):
         bank.check()
         main.restart()
         bank.check()
+        # Its last WAL needs a majority, which goes with the namespaces.
+        main.stop()
