@@ -123,30 +123,23 @@ fn multi_insert(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, Faul
     let flags = main.u8()?;
     main.skip(1)?; // padding
     let count = main.u16()?;
-    let init = change.info() & XLOG_HEAP_INIT_PAGE != 0;
     init_if_asked(change, page);
-    // On a new page the rows are numbered through; else their numbers are listed.
-    let offsets = if init {
-        None
-    } else {
-        Some(Offsets::read(&mut main, usize::from(count))?)
-    };
-    let data = change.data();
-    let mut rest = data;
-    for index in 0..count {
-        let offset = match offsets {
-            None => index + 1,
-            Some(offsets) => offsets
-                .get(usize::from(index))
-                .ok_or(Fault::Record("it ends too early"))?,
-        };
-        // Each row's header stands at an even place.
-        if !(data.left() - rest.left()).is_multiple_of(2) {
-            rest.skip(1)?;
+    let mut rows = Rows::of(change);
+    if change.info() & XLOG_HEAP_INIT_PAGE != 0 {
+        // On a new page the rows are numbered through; else their numbers are listed.
+        let mut items = page.appender()?;
+        for offset in 1..=count {
+            let (tuple, values) = rows.next(offset)?;
+            tuple.append(&mut items, values)?;
         }
-        add_row(change, page, offset, &mut rest)?;
+        items.finish();
+    } else {
+        for offset in Offsets::read(&mut main, usize::from(count))?.iter() {
+            let (tuple, values) = rows.next(offset)?;
+            tuple.add(page, offset, values)?;
+        }
     }
-    Change::finish(rest)?;
+    Change::finish(rows.rest)?;
     if flags & flag::INSERT_ALL_VISIBLE_CLEARED != 0 {
         page.clear_all_visible();
     }
@@ -156,23 +149,44 @@ fn multi_insert(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, Faul
     Ok(Effect::Changed)
 }
 
-/// One row of a multi-insert: `xl_multi_insert_tuple` and what follows it.
-fn add_row(
-    change: &Change<'_>,
-    page: &mut Page<'_>,
-    offset: u16,
-    rest: &mut Cursor<'_>,
-) -> Result<(), Fault> {
-    let len = rest.u16()?;
-    let tuple = NewTuple {
-        infomask2: rest.u16()?,
-        infomask: rest.u16()?,
-        hoff: rest.u8()?,
-        xmin: change.xid(),
-        xmax: 0,
-        ctid: Tid::new(change.block.blkno, offset),
-    };
-    tuple.add(page, offset, rest.bytes(usize::from(len))?)
+/// The rows of a multi-insert.
+struct Rows<'a> {
+    xid: u32,
+    block: u32,
+    data_len: usize,
+    rest: Cursor<'a>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(change: &Change<'a>) -> Self {
+        let rest = change.data();
+        Rows {
+            xid: change.xid(),
+            block: change.block.blkno,
+            data_len: rest.left(),
+            rest,
+        }
+    }
+
+    /// Reads the next row, which gets the line pointer `offset`: `xl_multi_insert_tuple` and what follows it.
+    #[inline]
+    fn next(&mut self, offset: u16) -> Result<(NewTuple, &'a [u8]), Fault> {
+        // Each row's header stands at an even place.
+        if !(self.data_len - self.rest.left()).is_multiple_of(2) {
+            self.rest.skip(1)?;
+        }
+        let [l0, l1, m0, m1, n0, n1, hoff] = self.rest.array()?;
+        let tuple = NewTuple {
+            infomask2: u16::from_le_bytes([m0, m1]),
+            infomask: u16::from_le_bytes([n0, n1]),
+            hoff,
+            xmin: self.xid,
+            xmax: 0,
+            ctid: Tid::new(self.block, offset),
+        };
+        let values = self.rest.bytes(usize::from(u16::from_le_bytes([l0, l1])))?;
+        Ok((tuple, values))
+    }
 }
 
 fn lock_updated(change: &Change<'_>, page: &mut Page<'_>) -> Result<Effect, Fault> {

@@ -6,12 +6,15 @@
 //!   caller throws the page away.
 //! * Items lie in the order in which PostgreSQL would have put them: pages are compared byte by byte.
 
+mod append;
 mod compact;
 mod index;
 
 use utils::lsn::Lsn;
 
 use crate::fault::Fault;
+
+pub(crate) use self::append::Appender;
 
 /// Size of a page in bytes (`BLCKSZ`).
 pub const PAGE_SIZE: usize = 8192;

@@ -110,12 +110,12 @@ impl Crew {
         match self {
             Crew::Alone(worker) => {
                 let images = CheckImages::take_from(record);
-                for (index, block) in record.blocks.iter().enumerate() {
+                for index in 0..record.blocks.len() {
                     worker.replay(&Replay {
                         end,
                         raw,
                         record,
-                        block,
+                        index,
                         image: images.of(index),
                     })?;
                 }
@@ -128,6 +128,14 @@ impl Crew {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Makes changes that wait, if the reading thread itself replays. Other threads do so when they finish.
+    pub fn catch_up(&mut self) -> Result<()> {
+        match self {
+            Crew::Alone(worker) => Ok(worker.catch_up()?),
+            Crew::Threads(_) => Ok(()),
         }
     }
 
@@ -225,7 +233,7 @@ fn run(mut worker: Worker, receiver: &Receiver<Batch>) -> Result<(Report, Sample
                         end,
                         raw,
                         record: &record,
-                        block: &record.blocks[block],
+                        index: block,
                         image: images.of(block),
                     })?;
                 }

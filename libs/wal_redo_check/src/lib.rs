@@ -8,13 +8,18 @@
 //! Records whose image redo has to restore (full-page writes) are restored and not compared, as in
 //! PostgreSQL.
 //!
+//! A change of a page that was not changed lately waits, and is made together with others of the same page.
+//!
 //! One thread reads and routes; each worker thread owns the pages whose tag hashes to it. Queues are
 //! bounded. With one thread only, reader and worker are the same. Memory grows with the pages of the cluster, not
 //! with the WAL.
 
+mod compare;
 mod crew;
+mod deferred;
 mod mask;
 mod pages;
+mod prefetch;
 mod report;
 mod route;
 mod samples;

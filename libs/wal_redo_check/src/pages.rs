@@ -1,6 +1,7 @@
 //! The pages one worker owns, and the data directories they come from and are compared with.
 
 mod places;
+mod slab;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -10,11 +11,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use memmap2::{MmapMut, MmapOptions};
 use postgres_ffi::v15::relfile::{RELSEG_SIZE, RelFileNode, relation_path};
 use wal_redo::{PAGE_SIZE, PageBuf, PageTag};
 
 use self::places::{Gone, Places, TagHasher};
+use self::slab::Slab;
 
 /// Relation files kept open at a time.
 const OPEN_FILES_MAX: usize = 200;
@@ -83,49 +84,6 @@ pub fn owner(tag: &PageTag, workers: usize) -> usize {
     ((hasher.finish() >> 16) % workers as u64) as usize
 }
 
-/// Pages in one mapping, which the kernel backs with memory at one go instead of in a page fault for each.
-const CHUNK_PAGES: usize = 128;
-
-/// Memory for pages.
-#[derive(Default)]
-struct Slab {
-    /// Anonymous mappings, zeros at first.
-    chunks: Vec<MmapMut>,
-    /// Places that are not used any more.
-    free: Vec<u32>,
-    /// Places given out so far, free ones included.
-    len: u32,
-}
-
-impl Slab {
-    /// A place for a page, made of zeros.
-    fn add(&mut self) -> io::Result<u32> {
-        if let Some(place) = self.free.pop() {
-            self.page(place).fill(0);
-            return Ok(place);
-        }
-        let place = self.len;
-        if (place as usize).is_multiple_of(CHUNK_PAGES) {
-            let mut mapping = MmapOptions::new();
-            self.chunks
-                .push(mapping.len(CHUNK_PAGES * PAGE_SIZE).populate().map_anon()?);
-        }
-        self.len += 1;
-        Ok(place)
-    }
-
-    #[inline]
-    fn page(&mut self, place: u32) -> &mut PageBuf {
-        let (pages, _) = self.chunks[place as usize / CHUNK_PAGES].as_chunks_mut();
-        &mut pages[place as usize % CHUNK_PAGES]
-    }
-
-    fn shared(&self, place: u32) -> &PageBuf {
-        let (pages, _) = self.chunks[place as usize / CHUNK_PAGES].as_chunks();
-        &pages[place as usize % CHUNK_PAGES]
-    }
-}
-
 /// Pages by their place. Those not changed yet are still in the base directory, if there is one.
 pub struct Pages {
     changed: Places,
@@ -182,6 +140,18 @@ impl Pages {
                 copies: HashMap::new(),
             },
         }
+    }
+
+    /// Where the page is, if it was changed before: good until pages are removed.
+    #[inline]
+    pub fn place(&mut self, tag: &PageTag) -> Option<u32> {
+        self.changed.get(tag)
+    }
+
+    /// The page at a place, for changing.
+    #[inline]
+    pub fn at(&mut self, place: u32) -> &mut PageBuf {
+        self.slab.page(place)
     }
 
     /// The page for changing, if it is known.

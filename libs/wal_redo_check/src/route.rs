@@ -42,6 +42,7 @@ impl Router {
 
     /// Makes the changes that were put off.
     pub fn catch_up(&mut self) -> Result<()> {
+        self.crew.catch_up()?;
         self.slrus.as_mut().map_or(Ok(()), Slrus::catch_up)
     }
 

@@ -1,5 +1,8 @@
 //! Replays records on the pages of one thread and compares them with their images.
 
+mod at_end;
+mod turns;
+
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
@@ -9,13 +12,15 @@ use postgres_ffi::v15::record_ref::{BlockRef, ImageRef, RecordRef};
 use smallvec::SmallVec;
 use utils::lsn::Lsn;
 use wal_redo::page::Page;
-use wal_redo::{PAGE_SIZE, PageBuf, PageTag, apply_to_block, visibility};
+use wal_redo::{PAGE_SIZE, PageBuf, PageTag, RedoError, apply_to_block, visibility};
 
 use crate::Options;
+use crate::compare::difference;
 use crate::crew::FileChange;
-use crate::mask::{Kind, mask};
-use crate::pages::{DataDir, Pages};
-use crate::report::{Compared, Difference, Report};
+use crate::deferred::Deferred;
+use crate::mask::Kind;
+use crate::pages::Pages;
+use crate::report::{Compared, Report};
 use crate::samples::Samples;
 
 /// One block of a record to be replayed.
@@ -26,9 +31,18 @@ pub struct Replay<'r, 'w> {
     pub raw: &'r [u8],
     /// The record without the images that are there for comparing only.
     pub record: &'r RecordRef<'w>,
-    pub block: &'r BlockRef<'w>,
+    /// Which of the record's blocks, by its place among them.
+    pub index: usize,
     /// What the block's page has to be afterwards.
     pub image: Option<ImageRef<'w>>,
+}
+
+impl<'w> Replay<'_, 'w> {
+    /// The block to be replayed.
+    #[inline]
+    fn block(&self) -> &BlockRef<'w> {
+        &self.record.blocks[self.index]
+    }
 }
 
 /// Images for comparing, taken out of a record: redo gets to see none that it need not restore.
@@ -58,6 +72,8 @@ impl<'a> CheckImages<'a> {
 
 pub struct Worker {
     pages: Pages,
+    /// Changes that wait, by the places of their pages.
+    deferred: Deferred,
     compare: Option<PathBuf>,
     /// Resource manager whose pages are compared; all if `None`.
     only: Option<u8>,
@@ -72,6 +88,7 @@ impl Worker {
     pub fn new(options: &Options, only: Option<u8>) -> Self {
         Worker {
             pages: Pages::new(options.base.as_deref()),
+            deferred: Deferred::default(),
             compare: options.compare.clone(),
             only,
             emptied_maps: HashSet::new(),
@@ -82,6 +99,10 @@ impl Worker {
 
     /// Changes pages other than as a block of a record.
     pub fn change_files(&mut self, change: FileChange) -> io::Result<()> {
+        // Changes of the visibility map never wait.
+        if !matches!(change, FileChange::ClearVisibility { .. }) {
+            self.catch_up()?;
+        }
         match change {
             FileChange::ClearVisibility {
                 tag,
@@ -110,14 +131,20 @@ impl Worker {
         Ok(())
     }
 
-    /// Replays one block of a record and compares it with its image, if there is one.
+    /// Replays one block of a record at once and compares it with its image, if there is one. `place` is where its page
+    /// is, if that was found out.
     #[inline]
-    pub fn replay(&mut self, replay: &Replay<'_, '_>) -> io::Result<()> {
-        let Replay { record, block, .. } = *replay;
+    fn replay_now(&mut self, replay: &Replay<'_, '_>, place: Option<u32>) -> io::Result<()> {
+        let (record, block) = (replay.record, replay.block());
         if replay.image.is_some() || block.image.is_some() {
             return self.replay_with_image(replay);
         }
-        if self.redo(replay, PageTag::from(block), None)? {
+        let replayed = match place {
+            Some(place) => apply_to_block(self.pages.at(place), record, block, replay.end)
+                .map_or_else(|error| self.fail(replay, &error, None), |()| Ok(true))?,
+            None => self.redo(replay, PageTag::from(block), None)?,
+        };
+        if replayed {
             self.report.count_block(record, Compared::NoImage);
         }
         Ok(())
@@ -126,9 +153,8 @@ impl Worker {
     /// Replays a block that has an image, to be compared with or to be restored.
     #[inline(never)]
     fn replay_with_image(&mut self, replay: &Replay<'_, '_>) -> io::Result<()> {
-        let Replay {
-            end, record, block, ..
-        } = *replay;
+        let Replay { end, record, .. } = *replay;
+        let block = replay.block();
         let tag = PageTag::from(block);
         let image = match replay.image.map(|image| restored(&image)).transpose() {
             Ok(image) => image,
@@ -162,7 +188,7 @@ impl Worker {
     /// The page before a change of which a sample is wanted.
     fn before_sample(&mut self, replay: &Replay<'_, '_>, tag: &PageTag) -> io::Result<Option<Box<PageBuf>>> {
         match &self.samples {
-            Some(samples) if samples.wants(replay.record, replay.block.id) => {
+            Some(samples) if samples.wants(replay.record, replay.block().id) => {
                 let page = self.pages.get(tag)?;
                 Ok(Some(page.map_or_else(
                     || Box::new([0; PAGE_SIZE]),
@@ -176,9 +202,8 @@ impl Worker {
     /// Replays the block, or starts its page from its image if nothing is known of it. Gives whether it was replayed.
     #[inline]
     fn redo(&mut self, replay: &Replay<'_, '_>, tag: PageTag, image: Option<&PageBuf>) -> io::Result<bool> {
-        let Replay {
-            end, record, block, ..
-        } = *replay;
+        let Replay { end, record, .. } = *replay;
+        let block = replay.block();
         let page = if block.will_init || block.image.is_some() {
             Some(self.pages.get_or_new(&tag)?)
         } else if tag.forknum == visibility::FORKNUM {
@@ -193,15 +218,28 @@ impl Worker {
             self.report.count_block(record, Compared::Started);
             return Ok(false);
         };
-        if let Err(error) = apply_to_block(page, record, block, end) {
-            self.report.failed(record, end, tag, error.to_string());
-            match image {
-                Some(image) => self.start_from(tag, image, end)?,
-                None => self.pages.remove(&tag),
-            }
-            return Ok(false);
+        match apply_to_block(page, record, block, end) {
+            Ok(()) => Ok(true),
+            Err(error) => self.fail(replay, &error, image),
         }
-        Ok(true)
+    }
+
+    /// A block could not be replayed: its page starts anew from its image, or is forgotten. Gives that it was not replayed.
+    #[inline(never)]
+    fn fail(
+        &mut self,
+        replay: &Replay<'_, '_>,
+        error: &RedoError,
+        image: Option<&PageBuf>,
+    ) -> io::Result<bool> {
+        let tag = PageTag::from(replay.block());
+        self.report
+            .failed(replay.record, replay.end, tag, error.to_string());
+        match image {
+            Some(image) => self.start_from(tag, image, replay.end)?,
+            None => self.pages.remove(&tag),
+        }
+        Ok(false)
     }
 
     /// Takes the image for the page. Its LSN is that of the change before, as it was made before the record's
@@ -251,70 +289,10 @@ impl Worker {
             }
         }
     }
-
-    /// Compares all pages with those of the data directory, if there is one to compare with.
-    pub fn finish(self) -> io::Result<(Report, Samples)> {
-        let samples = self.samples.unwrap_or_default();
-        let mut report = self.report;
-        let Some(root) = self.compare else {
-            return Ok((report, samples));
-        };
-        let mut final_state = DataDir::new(&root);
-        for (tag, page) in self.pages.changed() {
-            // The free space map is not in the WAL except where it happens to be.
-            if tag.forknum == postgres_ffi::v15::relfile::FSM_FORKNUM {
-                continue;
-            }
-            let Some(theirs) = final_state.page(&tag)? else {
-                report.missing_at_end(tag);
-                continue;
-            };
-            let kind = Kind::of_page(&theirs, tag.forknum);
-            let ours_has_fewer_bits =
-                self.emptied_maps.contains(&tag) && visibility_bits_within(page, &theirs);
-            // Nothing is under way any more: here the visibility map has to be equal.
-            let kind = match kind {
-                Kind::VisibilityMap => Kind::WholePage,
-                Kind::Sequence => Kind::SequenceInUse,
-                other => other,
-            };
-            let difference = difference(page, &theirs, kind, tag.blkno).filter(|_| !ours_has_fewer_bits);
-            match difference {
-                None => report.final_pages_equal += 1,
-                Some(difference) => report.differs_at_end(tag, difference),
-            }
-        }
-        Ok((report, samples))
-    }
 }
 
 fn restored(image: &ImageRef<'_>) -> Result<Box<PageBuf>, image::ImageError> {
     let mut page = Box::new([0; PAGE_SIZE]);
     image::restore_ref(image, &mut page)?;
     Ok(page)
-}
-
-/// First differences of two pages after masking.
-fn difference(ours: &PageBuf, theirs: &PageBuf, kind: Kind, blkno: u32) -> Option<Difference> {
-    let (mut ours, mut theirs) = (*ours, *theirs);
-    if mask(&mut ours, kind, blkno).is_err() || mask(&mut theirs, kind, blkno).is_err() {
-        return Some(Difference::corrupt());
-    }
-    if kind == Kind::VisibilityMap {
-        // A backend clears bits of the map before it writes the record that says so: the image of a page may lack
-        // bits whose clearing comes later in the WAL. It never has a bit that replay lacks.
-        let header = wal_redo::page::HEADER_LEN;
-        let equal = ours[..header] == theirs[..header] && visibility_bits_within(&theirs, &ours);
-        return (!equal).then(|| Difference::between(&ours, &theirs));
-    }
-    (ours != theirs).then(|| Difference::between(&ours, &theirs))
-}
-
-/// Whether a page of the visibility map has no bit that the other lacks.
-fn visibility_bits_within(inner: &PageBuf, outer: &PageBuf) -> bool {
-    let bits = wal_redo::page::HEADER_LEN..;
-    inner[bits.clone()]
-        .iter()
-        .zip(&outer[bits])
-        .all(|(inner, outer)| inner & !outer == 0)
 }

@@ -170,3 +170,72 @@ fn unknown_records_and_broken_wal_fail() {
     assert!(format!("{error:#}").contains("WAL is broken"), "{error:#}");
     assert!(check(&options(&dir.path().join("none"), &[])).is_err());
 }
+
+/// WAL of `FIRST` rows on each of some pages, then of many on others, then of the rest on the first ones. Only the last
+/// record of each page has an image; that of page `spoilt` is wrong. Gives the pages as they are at the end.
+fn write_wal_of_many_pages(dir: &Path, spoilt: Option<u32>) -> Vec<PageBuf> {
+    const ROWS: u16 = 200;
+    const FIRST: u16 = 20;
+    let order = (0..10)
+        .map(|blkno| (blkno, 1..=FIRST))
+        .chain((10..200).map(|blkno| (blkno, 1..=ROWS)))
+        .chain((FIRST + 1..=ROWS).flat_map(|row| (0..10).map(move |blkno| (blkno, row..=row))));
+    let identity = WalIdentity {
+        system_id: 1,
+        segment_size: SEGMENT_SIZE,
+    };
+    let mut writer = WalWriter::new(identity, START, Lsn(0));
+    let mut pages = vec![[0; PAGE_SIZE]; 200];
+    for (blkno, row) in order.flat_map(|(blkno, rows)| rows.map(move |row| (blkno, row))) {
+        let mut record = insert(row);
+        record.blocks[0].blkno = blkno;
+        let page = &mut pages[blkno as usize];
+        let raw = postgres_ffi::v15::encode::encode_record(&record);
+        let parsed = postgres_ffi::v15::record_ref::RecordRef::parse(&raw).unwrap();
+        apply_to_blocks(&parsed, Lsn(writer.position().0 + 8), [(0, &mut *page)]).unwrap();
+        if row == ROWS {
+            let mut image = *page;
+            image[PAGE_SIZE - 10] ^= u8::from(spoilt == Some(blkno));
+            record.blocks[0].image = Some(BlockImage {
+                data: Bytes::copy_from_slice(&image),
+                compression: ImageCompression::None,
+                hole_offset: 0,
+                hole_length: 0,
+                apply: false,
+            });
+        }
+        writer.append(record);
+        // The page's LSN is the record's end, which is known only now.
+        page[..4].copy_from_slice(&((writer.position().0 >> 32) as u32).to_le_bytes());
+        page[4..8].copy_from_slice(&(writer.position().0 as u32).to_le_bytes());
+    }
+    let mut wal = writer.take();
+    wal.resize(wal.len().next_multiple_of(SEGMENT_SIZE), 0);
+    for (number, segment) in (1..).zip(wal.chunks(SEGMENT_SIZE)) {
+        fs::write(dir.join(format!("00000001{number:016X}")), segment).unwrap();
+    }
+    pages
+}
+
+#[test]
+fn pages_met_again_after_long_come_out_the_same() {
+    for threads in ["1", "2"] {
+        let dir = tempfile::tempdir().unwrap();
+        let pages = write_wal_of_many_pages(dir.path(), None);
+        let theirs = dir.path().join("data");
+        fs::create_dir_all(theirs.join("base/5")).unwrap();
+        fs::write(theirs.join("base/5/16384"), pages.concat()).unwrap();
+        let more = ["--threads", threads, "--compare", theirs.to_str().unwrap()];
+        let report = check(&options(dir.path(), &more)).unwrap();
+        let text = report.to_text();
+        assert!(report.passed(), "{text}");
+        assert_eq!(report.final_pages_equal, 200, "{text}");
+        assert!(text.contains(" 200 blocks equal, 0 mismatches"), "{text}");
+
+        write_wal_of_many_pages(dir.path(), Some(3));
+        let report = check(&options(dir.path(), &["--threads", threads])).unwrap();
+        let text = report.to_text();
+        assert!(text.contains("fork 0 block 3: 8182: "), "{text}");
+        assert!(text.contains(" 199 blocks equal, 1 mismatches"), "{text}");
+    }
+}

@@ -217,6 +217,15 @@ impl WalStreamDecoder {
 
     fn advance(&mut self) -> Result<(), StreamError> {
         while let Some(piece) = self.input.front_mut() {
+            if let Some(len) = self.scanner.pass_plain_record(piece) {
+                self.last_start = check_record(&self.scanner, &piece[..len])?;
+                self.last_end = self.scanner.position();
+                self.lent = Some(Found::InPiece {
+                    data: len,
+                    consumed: len.next_multiple_of(8),
+                });
+                return Ok(());
+            }
             let step = self.scanner.step(piece)?;
             if step.outcome == Outcome::Done && self.partial.is_empty() {
                 self.last_start = check_record(&self.scanner, &piece[..step.data])?;

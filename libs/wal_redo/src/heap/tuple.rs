@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::fault::Fault;
-use crate::page::{ItemState, Page};
+use crate::page::{Appender, ItemState, Page};
 
 /// Length of the fixed header in bytes (`SizeofHeapTupleHeader`); the null bitmap follows.
 pub(crate) const HEADER_LEN: usize = 23;
@@ -191,6 +191,14 @@ pub(crate) struct NewTuple {
     pub ctid: Tid,
 }
 
+/// There is at least a byte behind the fixed header.
+fn check_len(rest_len: usize) -> Result<(), Fault> {
+    if rest_len == 0 || HEADER_LEN + rest_len > LEN_MAX {
+        return Err(Fault::Record("impossible length of a tuple"));
+    }
+    Ok(())
+}
+
 impl NewTuple {
     /// Adds the tuple under a free line pointer; `rest` is what follows the fixed header.
     pub fn add(&self, page: &mut Page<'_>, offset: u16, rest: &[u8]) -> Result<(), Fault> {
@@ -199,26 +207,41 @@ impl NewTuple {
         Ok(())
     }
 
-    /// Adds the fixed header and room for `rest_len` bytes behind it, whose place is returned.
-    pub fn reserve(&self, page: &mut Page<'_>, offset: u16, rest_len: usize) -> Result<Range<usize>, Fault> {
-        if rest_len == 0 || HEADER_LEN + rest_len > LEN_MAX {
-            return Err(Fault::Record("impossible length of a tuple"));
-        }
-        let range = page.place_heap_item(offset, HEADER_LEN + rest_len)?;
-        let body = range.start + HEADER_LEN..range.end;
-        page.bytes_mut()[range.start..body.start].copy_from_slice(&self.header());
-        Ok(body)
+    /// Adds the tuple behind all others; `rest` is what follows the fixed header.
+    #[inline]
+    pub fn append(&self, items: &mut Appender<'_>, rest: &[u8]) -> Result<(), Fault> {
+        check_len(rest.len())?;
+        let raw = items.append(HEADER_LEN + rest.len())?;
+        let header = self.header();
+        raw[..header.len()].copy_from_slice(&header);
+        raw[HEADER_LEN..].copy_from_slice(rest);
+        Ok(())
     }
 
-    fn header(&self) -> [u8; HEADER_LEN] {
-        let mut raw = [0; HEADER_LEN];
-        raw[at::XMIN..at::XMIN + 4].copy_from_slice(&self.xmin.to_le_bytes());
-        raw[at::XMAX..at::XMAX + 4].copy_from_slice(&self.xmax.to_le_bytes());
-        raw[at::CTID..at::CTID + 6].copy_from_slice(&self.ctid.0);
-        raw[at::INFOMASK2..at::INFOMASK2 + 2].copy_from_slice(&self.infomask2.to_le_bytes());
+    /// Adds the fixed header and room for `rest_len` bytes behind it, whose place is returned.
+    pub fn reserve(&self, page: &mut Page<'_>, offset: u16, rest_len: usize) -> Result<Range<usize>, Fault> {
+        check_len(rest_len)?;
+        let range = page.place_heap_item(offset, HEADER_LEN + rest_len)?;
+        let header = self.header();
+        page.bytes_mut()[range.start..range.start + header.len()].copy_from_slice(&header);
+        Ok(range.start + HEADER_LEN..range.end)
+    }
+
+    /// The fixed header, and a byte of zeros: three words are quicker to make and to write than 23 bytes.
+    fn header(&self) -> [u8; HEADER_LEN + 1] {
+        let half = |bytes: [u8; 2]| u64::from(u16::from_le_bytes(bytes));
+        let [b2, b3, b0, b1, o0, o1] = self.ctid.0;
         // The setter of the command id clears the combination bit.
-        raw[at::INFOMASK..at::INFOMASK + 2].copy_from_slice(&(self.infomask & !COMBOCID).to_le_bytes());
-        raw[at::HOFF] = self.hoff;
+        let infomask = u64::from(self.infomask & !COMBOCID);
+        let words = [
+            u64::from(self.xmin) | u64::from(self.xmax) << 32,
+            half([b2, b3]) << 32 | half([b0, b1]) << 48,
+            half([o0, o1]) | u64::from(self.infomask2) << 16 | infomask << 32 | u64::from(self.hoff) << 48,
+        ];
+        let mut raw = [0; HEADER_LEN + 1];
+        for (bytes, word) in raw.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
         raw
     }
 }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::{FreeLines, HEADER_LEN, ITEM_ID_LEN, ItemId, ItemState, PAGE_SIZE, Page, PageBuf, maxalign};
+use super::{
+    FreeLines, HEADER_LEN, ITEM_ID_LEN, ItemId, ItemState, PAGE_SIZE, Page, PageBuf, item_id_at, maxalign,
+};
 use crate::fault::Fault;
 
 /// An item that stays: its line pointer and where it lies now.
@@ -48,6 +50,66 @@ impl ItemsBounds {
     }
 }
 
+/// Adjacent items in descending order.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Number of the first one.
+    first: u16,
+    /// Where it ends.
+    end: u16,
+}
+
+/// Items as runs, for as long as each item lies before the one with the number before: so they lie when first added.
+struct Runs {
+    bounds: ItemsBounds,
+    runs: SmallVec<[Run; 32]>,
+    /// Where each run starts but the last one.
+    starts: SmallVec<[u16; 32]>,
+    /// Where the last item starts.
+    start: usize,
+    /// No item broke the order.
+    in_order: bool,
+}
+
+impl Runs {
+    fn new(bounds: ItemsBounds) -> Self {
+        Runs {
+            bounds,
+            runs: SmallVec::new(),
+            starts: SmallVec::new(),
+            start: bounds.end,
+            in_order: true,
+        }
+    }
+
+    /// Adds the item with the next number.
+    #[inline]
+    fn add(&mut self, item: Kept) {
+        let end = item.end();
+        if end != self.start || self.runs.is_empty() {
+            self.begin(item.number, end);
+        }
+        self.start = usize::from(item.offset);
+    }
+
+    fn begin(&mut self, first: u16, end: usize) {
+        self.in_order &= end <= self.start;
+        if !self.runs.is_empty() {
+            self.starts.push(self.start as u16);
+        }
+        self.runs.push(Run {
+            first,
+            end: end as u16,
+        });
+    }
+
+    fn start(&self, run: usize) -> usize {
+        self.starts
+            .get(run)
+            .map_or(self.start, |start| usize::from(*start))
+    }
+}
+
 /// More items than any page of PostgreSQL holds (`MaxIndexTuplesPerPage`) still fit, only slower.
 pub(super) type KeptItems = SmallVec<[Kept; 408]>;
 
@@ -59,7 +121,7 @@ impl Page<'_> {
         self.check_aligned_pointers()?;
         let count = self.max_offset();
         let bounds = self.items_bounds();
-        let mut kept = KeptItems::new();
+        let mut runs = Runs::new(bounds);
         let mut unused = 0;
         let mut last_used = 0;
         let (ids, _) = self.raw[HEADER_LEN..].as_chunks_mut::<ITEM_ID_LEN>();
@@ -72,10 +134,14 @@ impl Page<'_> {
             }
             last_used = number;
             if id.has_storage() {
-                kept.push(bounds.kept(number, id)?);
+                runs.add(bounds.kept(number, id)?);
             }
         }
-        self.compact(&kept)?;
+        if runs.in_order {
+            self.close_gaps(&runs, last_used);
+        } else {
+            self.compact(&self.kept_items(count)?)?;
+        }
         self.set_lower(HEADER_LEN + ITEM_ID_LEN * usize::from(last_used));
         unused -= count - last_used;
         self.set_has_free_lines(if unused > 0 {
@@ -84,6 +150,43 @@ impl Page<'_> {
             FreeLines::None
         });
         Ok(())
+    }
+
+    /// Moves runs of items towards the end of the items' part. The last line pointer in use has the number `last`.
+    fn close_gaps(&mut self, runs: &Runs, last: u16) {
+        let mut end = runs.bounds.end;
+        for (index, run) in runs.runs.iter().enumerate() {
+            let (start, run_end) = (runs.start(index), usize::from(run.end));
+            let shift = end - run_end;
+            end = start + shift;
+            if shift == 0 {
+                continue;
+            }
+            self.raw.copy_within(start..run_end, end);
+            let behind = runs.runs.get(index + 1).map_or(last + 1, |next| next.first);
+            let ids = item_id_at(run.first)..item_id_at(behind);
+            for raw in self.raw[ids].as_chunks_mut::<ITEM_ID_LEN>().0 {
+                let id = u32::from_le_bytes(*raw);
+                if ItemId::from_raw(id).has_storage() {
+                    // The offset stands in the lowest bits, and stays within the page.
+                    *raw = (id + shift as u32).to_le_bytes();
+                }
+            }
+        }
+        self.set_upper(end);
+    }
+
+    /// The first `count` items, those that have bytes.
+    fn kept_items(&self, count: u16) -> Result<KeptItems, Fault> {
+        let bounds = self.items_bounds();
+        let mut kept = KeptItems::new();
+        for number in 1..=count {
+            let id = self.item_id(number)?;
+            if id.has_storage() {
+                kept.push(bounds.kept(number, id)?);
+            }
+        }
+        Ok(kept)
     }
 
     /// Drops unused line pointers from the end, but never the first one
@@ -199,3 +302,6 @@ impl Page<'_> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

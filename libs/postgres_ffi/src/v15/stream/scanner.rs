@@ -137,6 +137,33 @@ impl Scanner {
         }
     }
 
+    /// Passes over the record at the start of `input`, with its padding, if it is one of the plain ones that nearly all are:
+    /// whole, within one page, and with nothing that needs a closer look. Gives its length. What is not plain, or not
+    /// right, is left to [`Self::step`]. The header of a plain record is not kept for [`Self::record_header`].
+    #[inline]
+    pub(super) fn pass_plain_record(&mut self, input: &[u8]) -> Option<usize> {
+        let State::Boundary = self.state else {
+            return None;
+        };
+        let offset = (self.position.0 % BLCKSZ as u64) as usize;
+        let header = RecordHeader::from_array(input.first_chunk()?);
+        let len = header.total_len as usize;
+        let plain = offset >= LONG_HEADER_LEN
+            && (RecordHeader::LEN..=BLCKSZ).contains(&len)
+            && len.next_multiple_of(8) <= input.len().min(BLCKSZ - offset)
+            && header.rmid <= RM_LOGICALMSG_ID
+            && header.rmid != RM_XLOG_ID
+            && self.previous == Some(header.prev)
+            && self.position <= START_MAX;
+        if !plain {
+            return None;
+        }
+        self.start = self.position;
+        self.previous = Some(self.position);
+        self.advance(len.next_multiple_of(8));
+        Some(len)
+    }
+
     fn advance(&mut self, bytes: usize) {
         self.position.0 += bytes as u64;
     }
