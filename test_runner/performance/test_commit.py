@@ -113,29 +113,55 @@ def test_commit_latency(peers, test_dir):
 
 
 def test_commits_in_a_row(peers, test_dir):
-    """As a client makes them that does nothing else: no CPU has gone to sleep over another's turn."""
-    _, ours, primary = peers
-    actions, medians = actions_of(ours, primary, test_dir), []
+    """As a client makes them that does nothing else: no CPU has gone to sleep over another's turn. The client is pgbench."""
+    env, ours, primary = peers
+    disk, script = Disk(test_dir / "fsync"), commit_script(test_dir, ours, primary)
+
+    def commits(port: int) -> float:
+        log = test_dir / "transactions"
+        env.run_pg("pgbench", "-n", "-t", str(COMMITS), "-l", "--log-prefix", str(log), "-f", str(script), *target(port))
+        (written,) = test_dir.glob("transactions.*")
+        # The third column is a transaction's time, in microseconds.
+        times = [int(line.split()[2]) for line in written.read_text().splitlines()]
+        written.unlink()
+        return statistics.median(times)
+
+    actions = [
+        lambda: commits(ours.port),
+        lambda: commits(primary.port),
+        lambda: statistics.median(micros(disk.fsync) for _ in range(COMMITS)),
+    ]
+    medians = []
     for number in range(ROUNDS):
         of: list[float] = [0.0] * len(actions)
         for turn in range(len(actions)):
             which = (number + turn) % len(actions)
-            of[which] = statistics.median(micros(actions[which]) for _ in range(COMMITS))
+            of[which] = actions[which]()
         medians.append(of)
     report_commits("commits_in_a_row_1_client", medians)
 
 
 def test_commit_throughput(peers, test_dir):
     env, ours, primary = peers
-    script = test_dir / "commit.sql"
-    script.write_text("INSERT INTO t VALUES (1);\n")
-    for port in (ours.port, primary.port):
-        connect(port).close()
+    script = commit_script(test_dir, ours, primary)
 
     def tps(port: int) -> float:
-        output = env.run_pg("pgbench", "-n", "-c", "8", "-j", "2", "-T", str(SECONDS), "-f", str(script),
-                            "-h", "127.0.0.1", "-p", str(port), "-U", SUPERUSER, "postgres")
+        output = env.run_pg("pgbench", "-n", "-c", "8", "-j", "2", "-T", str(SECONDS), "-f", str(script), *target(port))
         return float(re.search(r"tps = ([\d.]+)", output).group(1))
 
     Comparison("commit_throughput_8_clients", "TPS", True).alternate(
         lambda: tps(ours.port), lambda: tps(primary.port), ROUNDS).report()
+
+
+def commit_script(test_dir, *servers):
+    """pgbench's script of a commit, for which the servers are prepared."""
+    for server in servers:
+        connect(server.port).close()
+    script = test_dir / "commit.sql"
+    script.write_text("INSERT INTO t VALUES (1);\n")
+    return script
+
+
+def target(port: int) -> list[str]:
+    """Of pgbench."""
+    return ["-h", "127.0.0.1", "-p", str(port), "-U", SUPERUSER, "postgres"]
