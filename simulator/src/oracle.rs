@@ -6,14 +6,15 @@
 //!   acknowledged is missing from what a later compute recovers, and a fenced compute acknowledges
 //!   nothing more than that.
 //! * The WAL of a compute is what is committed as far as it says so.
-//! * A safekeeper's commit LSN is at most what is committed, and its WAL agrees up to there.
+//! * A safekeeper's commit LSN is at most what is committed, and its WAL agrees up to there. What nobody needs any more is
+//!   committed, too.
 //! * Term and commit LSN never go back on disk, nor does WAL that was reported as durable go away,
 //!   except where an election cut it off.
 
 use std::collections::{BTreeMap, HashMap};
 
 use postgres_ffi::v15::stream::{Checksums, RecordEnds};
-use safekeeper::acceptor::ControlState;
+use safekeeper::acceptor::{ControlState, Positions};
 use safekeeper_api::protocol::Term;
 use utils::lsn::Lsn;
 use walproposer::Proposer;
@@ -200,7 +201,11 @@ impl Oracle {
     }
 
     /// Looks at a safekeeper that has done everything it decided.
-    pub(crate) fn on_commit_of(&self, sk: usize, commit: Lsn) -> Result<(), Violation> {
+    pub(crate) fn on_positions(&self, sk: usize, positions: Positions) -> Result<(), Violation> {
+        let (commit, horizon) = (positions.commit_lsn, positions.peer_horizon_lsn);
+        if horizon > self.committed_end() {
+            return violation!("safekeeper {sk} may remove WAL up to {horizon}, and it is not committed");
+        }
         if commit > self.start && commit > self.committed_end() {
             return violation!("safekeeper {sk} takes {commit} for committed, and it is not");
         }

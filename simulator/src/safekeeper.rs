@@ -318,7 +318,7 @@ impl World {
         let safekeeper = &mut self.safekeepers[sk];
         let job = safekeeper.job.take().expect("a job is under way");
         if let Some(acceptor) = &safekeeper.acceptor {
-            self.oracle.on_commit_of(sk, acceptor.positions().commit_lsn)?;
+            self.oracle.on_positions(sk, acceptor.positions())?;
         }
         if let (Some(conn), Some(refusal)) = (job.conn, job.refused) {
             self.trace(format_args!("safekeeper {sk} closes {}: {refusal:?}", conn.0));

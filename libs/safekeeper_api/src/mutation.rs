@@ -41,6 +41,8 @@ pub enum Mutation {
     CommitAtElection,
     /// The proposer lets safekeepers remove WAL that is committed but not everywhere.
     TruncateAtCommit,
+    /// The proposer lets safekeepers remove WAL that is everywhere but not committed.
+    TruncateUncommitted,
     /// The proposer forgets WAL before it is committed.
     ForgetUncommitted,
     /// The proposer reads WAL for a safekeeper from the one with most of it, right or wrong.
@@ -57,7 +59,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 23] = [
+    pub const ALL: [Mutation; 24] = [
         Mutation::VoteWithoutPersist,
         Mutation::VoteTwice,
         Mutation::AcknowledgeBeforeFlush,
@@ -75,6 +77,7 @@ impl Mutation {
         Mutation::StartAtFlush,
         Mutation::CommitAtElection,
         Mutation::TruncateAtCommit,
+        Mutation::TruncateUncommitted,
         Mutation::ForgetUncommitted,
         Mutation::FetchFromLongest,
         Mutation::IgnoreDivergence,

@@ -93,7 +93,7 @@ pub struct PeerInfo {
     pub backup_lsn: Lsn,
     /// WAL before this is of no more use to the pageserver.
     pub remote_consistent_lsn: Lsn,
-    /// WAL before this is on all safekeepers.
+    /// WAL before this is on all safekeepers, and committed.
     pub peer_horizon_lsn: Lsn,
 }
 
@@ -104,7 +104,7 @@ pub struct Positions {
     pub commit_lsn: Lsn,
     /// WAL before this is in object storage.
     pub backup_lsn: Lsn,
-    /// WAL before this is on all safekeepers.
+    /// WAL before this is on all safekeepers, and committed.
     pub peer_horizon_lsn: Lsn,
     /// WAL before this is of no more use to the pageserver.
     pub remote_consistent_lsn: Lsn,

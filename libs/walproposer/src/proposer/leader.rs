@@ -392,8 +392,9 @@ impl Leader {
         peer.agreed = peer.agreed.max(peer.flushed);
         peer.commit_persisted = peer.commit_persisted.max(response.commit_lsn);
         peer.standby = response.hs_feedback;
+        let committed_more = self.advance_commit(peers);
         self.advance_truncate(peers);
-        if self.advance_commit(peers) {
+        if committed_more {
             // The local server first: a client waits for it.
             if self.reports_commit {
                 out.push(Action::Commit(self.commit_lsn));
@@ -429,13 +430,19 @@ impl Leader {
         grows
     }
 
+    /// What all safekeepers have need not be the future's: if it is not committed, a compute that was told before that the
+    /// timeline is empty takes it for void (`PastTerms::empty_at`).
     fn advance_truncate(&mut self, peers: &[Peer]) {
         let everywhere = peers.iter().map(|peer| peer.flushed).min().unwrap_or_default();
-        let removable = match is_active(Mutation::TruncateAtCommit) {
+        let everywhere = match is_active(Mutation::TruncateAtCommit) {
             true => self.commit_lsn,
             false => everywhere,
         };
-        self.truncate_lsn = self.truncate_lsn.max(removable);
+        let committed = match is_active(Mutation::TruncateUncommitted) {
+            true => everywhere,
+            false => self.commit_lsn,
+        };
+        self.truncate_lsn = self.truncate_lsn.max(everywhere.min(committed));
     }
 
     /// Passes on what readers of the WAL report, if it is new.

@@ -311,6 +311,49 @@ fn what_was_flushed_in_earlier_terms_does_not_count() {
 }
 
 #[test]
+fn wal_may_go_where_all_have_it_and_it_is_committed() {
+    let old = START + 1000;
+    let mut run = Run::new(Config {
+        past: PastTerms {
+            campaign: Term(3),
+            elected: vec![Term(3)],
+            empty_at: Term::ZERO,
+        },
+        ..config(stream(), 3)
+    });
+    run.greet(0, 3).greet(1, 3).greet(2, 3);
+    run.vote(0, vote(4, old, &[(3, START)]));
+    for sk in [1, 2] {
+        run.vote(sk, vote(4, START + 500, &[(3, START)]));
+    }
+    for sk in [1, 2] {
+        run.step(Event::Fetched(SkIndex(sk), vec![0; 500].into()));
+    }
+    // What the next WAL says may go.
+    let told = |run: &mut Run| {
+        run.drain();
+        run.wal(10);
+        run.out.iter().find_map(|action| match action {
+            Action::Send(SkIndex(0), ProposerMessage::Append(append)) => Some(append.truncate_lsn),
+            _ => None,
+        })
+    };
+    run.answer(0, 4, old, Lsn(0));
+    run.answer(1, 4, START + 700, Lsn(0));
+    run.answer(2, 4, START + 700, Lsn(0));
+    assert_eq!(
+        told(&mut run),
+        Some(Lsn(0)),
+        "all have 700 bytes of an earlier term"
+    );
+    run.answer(1, 4, old, Lsn(0));
+    assert_eq!(run.proposer.commit_lsn(), old);
+    assert_eq!(told(&mut run), Some(START + 700), "the rest is not everywhere");
+    run.answer(2, 4, old, Lsn(0));
+    assert_eq!(told(&mut run), Some(old));
+}
+
+#[test]
 fn diverged_wal_is_cut_off() {
     let mut run = Run::new(Config {
         past: PastTerms {
