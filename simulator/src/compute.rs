@@ -83,6 +83,8 @@ pub(crate) struct Compute {
     fetches: Vec<Option<FetchRun>>,
     fetch_count: u64,
     sync_attempts: u32,
+    /// It was fenced off before its election, which takes only a term that another one, gone by now, has asked for.
+    pub(crate) fenced_in_campaign: bool,
     /// The tick that its proposer has asked for.
     tick_due: Option<Time>,
     /// What its clock is ahead.
@@ -104,6 +106,7 @@ impl Compute {
             fetches: vec![None; safekeepers],
             fetch_count: 0,
             sync_attempts: 0,
+            fenced_in_campaign: false,
             tick_due: None,
             skew: 0,
             acked: Lsn::INVALID,
@@ -288,6 +291,8 @@ impl World {
 
     fn on_stop(&mut self, compute: usize, stop: Stop) -> Result<(), Violation> {
         self.trace(format_args!("compute {compute} stops: {stop}"));
+        let proposer = self.computes[compute].proposer.as_ref();
+        let elected = proposer.is_some_and(|proposer| proposer.elected_term().is_some());
         self.end_run(compute);
         let life = self.computes[compute].life;
         match (life, stop) {
@@ -314,7 +319,11 @@ impl World {
                 }
             }
             (_, Stop::LostElection(_)) => self.restart_later(compute),
-            (_, Stop::Fenced { .. } | Stop::Diverged { .. }) => self.computes[compute].life = Life::Dead,
+            (_, Stop::Fenced { .. }) => {
+                let this = &mut self.computes[compute];
+                (this.life, this.fenced_in_campaign) = (Life::Dead, !elected);
+            }
+            (_, Stop::Diverged { .. }) => self.computes[compute].life = Life::Dead,
             (_, stop) => return violation!("compute {compute}: {stop}"),
         }
         Ok(())

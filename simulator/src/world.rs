@@ -334,11 +334,13 @@ impl World {
         if compute.is_drained() && everywhere {
             return Ok(true);
         }
-        let (life, since, has_rivals) = (compute.life, calm.since, calm.has_rivals);
+        let (life, since) = (compute.life, calm.since);
+        // Whoever started it starts another, which takes a higher term. In the end that must do.
+        let may_be_stopped = calm.has_rivals || compute.fenced_in_campaign;
         if self.now > since + PROGRESS_BOUND {
             return violation!("no progress: compute {life:?}, committed {end}, everywhere: {everywhere}");
         }
-        if life == Life::Dead && !has_rivals {
+        if life == Life::Dead && !may_be_stopped {
             return violation!("the last compute has stopped, and no other was there");
         }
         if life == Life::Dead {
