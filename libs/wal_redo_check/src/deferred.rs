@@ -32,6 +32,15 @@ pub enum When {
     AfterAll,
 }
 
+/// What a change makes its page from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// From what the page was before.
+    Page,
+    /// From nothing.
+    Nothing,
+}
+
 /// A change of a page by a record that was read successfully.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Change<'a> {
@@ -77,14 +86,14 @@ pub struct ByPage {
 }
 
 impl Deferred {
-    /// Says when a change is to be made, and takes it in if later. `anew`: it makes its page from nothing.
+    /// Says when a change is to be made, and takes it in if later.
     #[inline]
-    pub fn offer(&mut self, page: u32, change: &Change<'_>, anew: bool) -> When {
+    pub fn offer(&mut self, page: u32, change: &Change<'_>, origin: Origin) -> When {
         let clock = self.clock;
         self.clock = clock.wrapping_add(1);
         let state = self.state(page);
         let recent = clock.wrapping_sub(mem::replace(&mut state.seen, clock)) < RECENT;
-        if state.waiting == 0 && (recent || anew || change.raw.len() > RECORD_LEN_MAX) {
+        if state.waiting == 0 && (recent || origin == Origin::Nothing || change.raw.len() > RECORD_LEN_MAX) {
             return When::Now;
         }
         self.take_in(page, change)

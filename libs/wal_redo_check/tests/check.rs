@@ -48,35 +48,53 @@ fn insert(offset: u16) -> DecodedRecord {
     }
 }
 
-/// Writes WAL that inserts `rows` rows, each record with the image of its page; `change` may spoil a row's image.
-fn write_wal(dir: &Path, rows: u16, change: impl Fn(u16, &mut PageBuf)) {
+fn new_writer() -> WalWriter {
     let identity = WalIdentity {
         system_id: 1,
         segment_size: SEGMENT_SIZE,
     };
-    let mut writer = WalWriter::new(identity, START, Lsn(0));
-    let mut page = [0; PAGE_SIZE];
-    for offset in 1..=rows {
-        let mut record = insert(offset);
-        let raw = postgres_ffi::v15::encode::encode_record(&record);
-        let parsed = postgres_ffi::v15::record_ref::RecordRef::parse(&raw).unwrap();
-        apply_to_blocks(&parsed, Lsn(writer.position().0 + 8), [(0, &mut page)]).unwrap();
-        let mut image = page;
-        change(offset, &mut image);
-        record.blocks[0].image = Some(BlockImage {
-            data: Bytes::copy_from_slice(&image),
-            compression: ImageCompression::None,
-            hole_offset: 0,
-            hole_length: 0,
-            apply: false,
-        });
-        writer.append(record);
+    WalWriter::new(identity, START, Lsn(0))
+}
+
+/// Makes the change of the record that is to be written next.
+fn replay(record: &DecodedRecord, writer: &WalWriter, page: &mut PageBuf) {
+    let raw = postgres_ffi::v15::encode::encode_record(record);
+    let parsed = postgres_ffi::v15::record_ref::RecordRef::parse(&raw).unwrap();
+    apply_to_blocks(&parsed, Lsn(writer.position().0 + 8), [(0, page)]).unwrap();
+}
+
+fn image_to_compare(page: &PageBuf) -> BlockImage {
+    BlockImage {
+        data: Bytes::copy_from_slice(page),
+        compression: ImageCompression::None,
+        hole_offset: 0,
+        hole_length: 0,
+        apply: false,
     }
+}
+
+/// Writes the files of the WAL, the last one filled up with zeros.
+fn write_segments(dir: &Path, mut writer: WalWriter) {
     let mut wal = writer.take();
     wal.resize(wal.len().next_multiple_of(SEGMENT_SIZE), 0);
     for (number, segment) in (1..).zip(wal.chunks(SEGMENT_SIZE)) {
         fs::write(dir.join(format!("00000001{number:016X}")), segment).unwrap();
     }
+}
+
+/// Writes WAL that inserts `rows` rows, each record with the image of its page; `change` may spoil a row's image.
+fn write_wal(dir: &Path, rows: u16, change: impl Fn(u16, &mut PageBuf)) {
+    let mut writer = new_writer();
+    let mut page = [0; PAGE_SIZE];
+    for offset in 1..=rows {
+        let mut record = insert(offset);
+        replay(&record, &writer, &mut page);
+        let mut image = page;
+        change(offset, &mut image);
+        record.blocks[0].image = Some(image_to_compare(&image));
+        writer.append(record);
+    }
+    write_segments(dir, writer);
 }
 
 fn options(dir: &Path, more: &[&str]) -> Options {
@@ -139,11 +157,7 @@ fn hint_bits_and_unused_space_do_not_count() {
 #[test]
 fn unknown_records_and_broken_wal_fail() {
     let dir = tempfile::tempdir().unwrap();
-    let identity = WalIdentity {
-        system_id: 1,
-        segment_size: SEGMENT_SIZE,
-    };
-    let mut writer = WalWriter::new(identity, START, Lsn(0));
+    let mut writer = new_writer();
     writer.append(DecodedRecord {
         header: RecordHeader {
             info: 0x70,
@@ -180,40 +194,24 @@ fn write_wal_of_many_pages(dir: &Path, spoilt: Option<u32>) -> Vec<PageBuf> {
         .map(|blkno| (blkno, 1..=FIRST))
         .chain((10..200).map(|blkno| (blkno, 1..=ROWS)))
         .chain((FIRST + 1..=ROWS).flat_map(|row| (0..10).map(move |blkno| (blkno, row..=row))));
-    let identity = WalIdentity {
-        system_id: 1,
-        segment_size: SEGMENT_SIZE,
-    };
-    let mut writer = WalWriter::new(identity, START, Lsn(0));
+    let mut writer = new_writer();
     let mut pages = vec![[0; PAGE_SIZE]; 200];
     for (blkno, row) in order.flat_map(|(blkno, rows)| rows.map(move |row| (blkno, row))) {
         let mut record = insert(row);
         record.blocks[0].blkno = blkno;
         let page = &mut pages[blkno as usize];
-        let raw = postgres_ffi::v15::encode::encode_record(&record);
-        let parsed = postgres_ffi::v15::record_ref::RecordRef::parse(&raw).unwrap();
-        apply_to_blocks(&parsed, Lsn(writer.position().0 + 8), [(0, &mut *page)]).unwrap();
+        replay(&record, &writer, page);
         if row == ROWS {
             let mut image = *page;
             image[PAGE_SIZE - 10] ^= u8::from(spoilt == Some(blkno));
-            record.blocks[0].image = Some(BlockImage {
-                data: Bytes::copy_from_slice(&image),
-                compression: ImageCompression::None,
-                hole_offset: 0,
-                hole_length: 0,
-                apply: false,
-            });
+            record.blocks[0].image = Some(image_to_compare(&image));
         }
         writer.append(record);
         // The page's LSN is the record's end, which is known only now.
         page[..4].copy_from_slice(&((writer.position().0 >> 32) as u32).to_le_bytes());
         page[4..8].copy_from_slice(&(writer.position().0 as u32).to_le_bytes());
     }
-    let mut wal = writer.take();
-    wal.resize(wal.len().next_multiple_of(SEGMENT_SIZE), 0);
-    for (number, segment) in (1..).zip(wal.chunks(SEGMENT_SIZE)) {
-        fs::write(dir.join(format!("00000001{number:016X}")), segment).unwrap();
-    }
+    write_segments(dir, writer);
     pages
 }
 

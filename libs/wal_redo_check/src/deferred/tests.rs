@@ -43,13 +43,13 @@ fn take_all(deferred: &mut Deferred) -> BTreeMap<u32, Vec<u32>> {
     all
 }
 
-fn offer(deferred: &mut Deferred, page: u32, raw: &[u8], anew: bool) -> When {
+fn offer(deferred: &mut Deferred, page: u32, raw: &[u8], origin: Origin) -> When {
     let change = Change {
         end: Lsn(u64::from(number_of(raw)) << 33),
         raw,
         block: page as usize,
     };
-    deferred.offer(page, &change, anew)
+    deferred.offer(page, &change, origin)
 }
 
 #[test]
@@ -66,7 +66,11 @@ fn every_page_gets_its_changes_in_order() {
             random >> 8 & 0x7fff
         };
         let raw = record(number, 24 + (random >> 4 & 0x3ff) as usize);
-        match offer(&mut deferred, page, &raw, random >> 28 == 5) {
+        let origin = match random >> 28 {
+            5 => Origin::Nothing,
+            _ => Origin::Page,
+        };
+        match offer(&mut deferred, page, &raw, origin) {
             When::Now => assert!(!model.contains_key(&page), "{number} comes before its turn"),
             When::Later => model.entry(page).or_default().push(number),
             When::AfterAll => {
@@ -85,36 +89,42 @@ fn every_page_gets_its_changes_in_order() {
 fn what_is_made_at_once() {
     let mut deferred = at_clock(2 * RECENT);
     let (short, long) = (record(1, 30), record(2, RECORD_LEN_MAX + 1));
-    assert_eq!(offer(&mut deferred, 7, &long, false), When::Now);
+    assert_eq!(offer(&mut deferred, 7, &long, Origin::Page), When::Now);
     assert_eq!(
-        offer(&mut deferred, 7, &short, false),
+        offer(&mut deferred, 7, &short, Origin::Page),
         When::Now,
         "it is in the cache now"
     );
-    assert_eq!(offer(&mut deferred, 8, &short, true), When::Now);
+    assert_eq!(offer(&mut deferred, 8, &short, Origin::Nothing), When::Now);
     deferred.made(9);
-    assert_eq!(offer(&mut deferred, 9, &short, false), When::Now);
+    assert_eq!(offer(&mut deferred, 9, &short, Origin::Page), When::Now);
     deferred.clock += RECENT;
-    assert_eq!(offer(&mut deferred, 9, &short, false), When::Later);
+    assert_eq!(offer(&mut deferred, 9, &short, Origin::Page), When::Later);
     assert_eq!(
-        offer(&mut deferred, 9, &long, true),
+        offer(&mut deferred, 9, &long, Origin::Nothing),
         When::Later,
         "one waits already"
     );
     assert_eq!(take_all(&mut deferred), BTreeMap::from([(9, vec![1, 2])]));
-    assert_eq!(offer(&mut deferred, 9, &short, false), When::Now);
+    assert_eq!(offer(&mut deferred, 9, &short, Origin::Page), When::Now);
 }
 
 #[test]
 fn a_record_too_long_to_wait() {
     let mut deferred = at_clock(RECENT);
-    assert_eq!(offer(&mut deferred, 0, &record(1, 30), false), When::Later);
+    assert_eq!(offer(&mut deferred, 0, &record(1, 30), Origin::Page), When::Later);
     let room = LOG_LEN_MAX - 2 * HEAD_LEN - 30;
     assert_eq!(
-        offer(&mut deferred, 0, &record(2, room + 1), false),
+        offer(&mut deferred, 0, &record(2, room + 1), Origin::Page),
         When::AfterAll
     );
-    assert_eq!(offer(&mut deferred, 0, &record(3, room), false), When::Later);
-    assert_eq!(offer(&mut deferred, 0, &record(4, 24), false), When::AfterAll);
+    assert_eq!(
+        offer(&mut deferred, 0, &record(3, room), Origin::Page),
+        When::Later
+    );
+    assert_eq!(
+        offer(&mut deferred, 0, &record(4, 24), Origin::Page),
+        When::AfterAll
+    );
     assert_eq!(take_all(&mut deferred), BTreeMap::from([(0, vec![1, 3])]));
 }

@@ -6,7 +6,7 @@ use postgres_ffi::v15::record_ref::RecordRef;
 use wal_redo::{PageTag, visibility};
 
 use super::{CheckImages, Replay, Worker};
-use crate::deferred::{Change, When};
+use crate::deferred::{Change, Origin, When};
 use crate::prefetch::prefetch;
 
 /// How many changes ahead their records are asked for.
@@ -34,7 +34,11 @@ impl Worker {
             raw: replay.raw,
             block: replay.index,
         };
-        match self.deferred.offer(place, &change, block.will_init) {
+        let origin = match block.will_init {
+            true => Origin::Nothing,
+            false => Origin::Page,
+        };
+        match self.deferred.offer(place, &change, origin) {
             When::Now => self.replay_now(replay, Some(place)),
             When::Later => Ok(()),
             When::AfterAll => {

@@ -48,6 +48,16 @@ fn config(mode: Mode, safekeepers: usize) -> Config {
     }
 }
 
+/// The past of a server that was elected in these terms, of which it heard nothing but that.
+fn elected_in(terms: &[u64]) -> PastTerms {
+    let elected: Vec<Term> = terms.iter().copied().map(Term).collect();
+    PastTerms {
+        campaign: *elected.last().unwrap(),
+        elected,
+        empty_at: Term::ZERO,
+    }
+}
+
 fn stream() -> Mode {
     Mode::Stream { start_lsn: START }
 }
@@ -271,11 +281,7 @@ fn a_new_commit_lsn_waits_for_wal_but_not_for_long() {
 fn what_was_flushed_in_earlier_terms_does_not_count() {
     let old = START + 1000;
     let mut run = Run::new(Config {
-        past: PastTerms {
-            campaign: Term(3),
-            elected: vec![Term(3)],
-            empty_at: Term::ZERO,
-        },
+        past: elected_in(&[3]),
         ..config(stream(), 3)
     });
     run.greet(0, 3).greet(1, 3);
@@ -314,11 +320,7 @@ fn what_was_flushed_in_earlier_terms_does_not_count() {
 fn wal_may_go_where_all_have_it_and_it_is_committed() {
     let old = START + 1000;
     let mut run = Run::new(Config {
-        past: PastTerms {
-            campaign: Term(3),
-            elected: vec![Term(3)],
-            empty_at: Term::ZERO,
-        },
+        past: elected_in(&[3]),
         ..config(stream(), 3)
     });
     run.greet(0, 3).greet(1, 3).greet(2, 3);
@@ -356,11 +358,7 @@ fn wal_may_go_where_all_have_it_and_it_is_committed() {
 #[test]
 fn diverged_wal_is_cut_off() {
     let mut run = Run::new(Config {
-        past: PastTerms {
-            campaign: Term(5),
-            elected: vec![Term(3), Term(5)],
-            empty_at: Term::ZERO,
-        },
+        past: elected_in(&[3, 5]),
         ..config(stream(), 3)
     });
     run.greet(0, 5).greet(1, 4);
@@ -401,11 +399,7 @@ fn a_higher_term_fences() {
     assert_eq!(run.out, [], "nothing is acknowledged after that");
 
     // A run for the same data directory knows which terms were its own.
-    let past = PastTerms {
-        campaign: Term(5),
-        elected: vec![Term(5)],
-        empty_at: Term::ZERO,
-    };
+    let past = elected_in(&[5]);
     let mut run = Run::new(Config {
         past,
         ..config(stream(), 3)
