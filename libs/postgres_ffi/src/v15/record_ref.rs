@@ -52,6 +52,20 @@ pub struct BlockRef<'a> {
     pub data: &'a [u8],
 }
 
+impl BlockRef<'_> {
+    const EMPTY: Self = BlockRef {
+        id: 0,
+        spcnode: 0,
+        dbnode: 0,
+        relnode: 0,
+        forknum: 0,
+        blkno: 0,
+        will_init: false,
+        image: None,
+        data: &[],
+    };
+}
+
 /// A record that borrows from the bytes it was read from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RecordRef<'a> {
@@ -92,6 +106,13 @@ impl<'a> RecordRef<'a> {
     /// Takes a whole record apart as [`Self::parse`] does, in place: a parsed record is some hundreds of bytes, and
     /// moving them costs a good part of what reading them does. After an error the content is unspecified.
     pub fn read(&mut self, record: &'a [u8]) -> Result<(), DecodeError> {
+        match self.read_plain(record) {
+            true => Ok(()),
+            false => self.read_any(record),
+        }
+    }
+
+    fn read_any(&mut self, record: &'a [u8]) -> Result<(), DecodeError> {
         let header = RecordHeader::decode(record)?;
         if header.total_len as usize != record.len() {
             return Err(DecodeError::Length {
@@ -119,6 +140,49 @@ impl<'a> RecordRef<'a> {
         }
         self.main_data = input.bytes(self.main_data.len())?;
         Ok(())
+    }
+
+    /// Takes the record apart if it is a plain one, as most are: one block, with its relation and without an image, and up to
+    /// 255 bytes of main data. Gives whether it is; what is not plain, or not right, is left to [`Self::read_any`].
+    #[inline]
+    fn read_plain(&mut self, record: &'a [u8]) -> bool {
+        // The record's header, the block's, and that of the main data.
+        let Some((headers, payload)) = record.split_first_chunk::<{ RecordHeader::LEN + 20 + 2 }>() else {
+            return false;
+        };
+        let (header, rest) = headers.split_first_chunk().expect("it is the first part");
+        let [id, flags, l0, l1, names @ .., main_id, main_len] = rest else {
+            return false;
+        };
+        let data_len = usize::from(u16::from_le_bytes([*l0, *l1]));
+        let header = RecordHeader::from_array(header);
+        let plain = *id == 0
+            && flags & (BKPBLOCK_HAS_IMAGE | BKPBLOCK_SAME_REL) == 0
+            && (flags & BKPBLOCK_HAS_DATA != 0) == (data_len != 0)
+            && *main_id == XLR_BLOCK_ID_DATA_SHORT
+            && payload.len() == data_len + usize::from(*main_len)
+            && header.total_len as usize == record.len();
+        if !plain {
+            return false;
+        }
+        let [spcnode, dbnode, relnode, blkno] = names.as_chunks().0 else {
+            return false;
+        };
+        let (data, main_data) = payload.split_at(data_len);
+        self.header = header;
+        self.blocks.clear();
+        self.blocks.push(BlockRef::EMPTY);
+        // Made in its place: to read what was just written in smaller parts, as moving it would, makes the processor wait.
+        let block = &mut self.blocks[0];
+        block.spcnode = u32::from_le_bytes(*spcnode);
+        block.dbnode = u32::from_le_bytes(*dbnode);
+        block.relnode = u32::from_le_bytes(*relnode);
+        block.forknum = flags & BKPBLOCK_FORK_MASK;
+        block.blkno = u32::from_le_bytes(*blkno);
+        block.will_init = flags & BKPBLOCK_WILL_INIT != 0;
+        block.data = data;
+        (self.main_data, self.origin_id, self.toplevel_xid) = (main_data, 0, None);
+        true
     }
 
     /// The reference with this id.
@@ -260,3 +324,6 @@ fn read_image<'a>(id: u8, input: &mut Cursor<'a>) -> Result<ImageRef<'a>, Decode
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

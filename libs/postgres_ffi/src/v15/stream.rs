@@ -95,8 +95,10 @@ pub enum StreamError {
 #[derive(Debug)]
 pub struct WalStreamDecoder {
     scanner: Scanner,
-    /// What was fed and not looked at yet.
-    input: VecDeque<Bytes>,
+    /// What was fed and not looked at yet. The first piece is empty only if there is no other.
+    piece: Bytes,
+    /// The pieces behind the first.
+    behind: VecDeque<Bytes>,
     /// The record being put together, without page headers and padding.
     partial: BytesMut,
     /// The record found last, if it was lent out and has to be passed over before going on.
@@ -116,7 +118,8 @@ impl WalStreamDecoder {
     pub fn with_segment_size(start: Lsn, segment_size: usize) -> Self {
         Self {
             scanner: Scanner::new(start, segment_size),
-            input: VecDeque::new(),
+            piece: Bytes::new(),
+            behind: VecDeque::new(),
             partial: BytesMut::new(),
             lent: None,
             last_start: start,
@@ -132,14 +135,16 @@ impl WalStreamDecoder {
 
     /// Takes the next bytes of the stream.
     pub fn feed_bytes(&mut self, wal: Bytes) {
-        if !wal.is_empty() {
-            self.input.push_back(wal);
+        if self.piece.is_empty() {
+            self.piece = wal;
+        } else if !wal.is_empty() {
+            self.behind.push_back(wal);
         }
     }
 
     /// Position of the byte that is to be fed next.
     pub fn fed_lsn(&self) -> Lsn {
-        let held: usize = self.input.iter().map(Bytes::len).sum();
+        let held = self.piece.len() + self.behind.iter().map(Bytes::len).sum::<usize>();
         let scanned = match self.lent {
             Some(Found::InPiece { consumed, .. }) => consumed,
             _ => 0,
@@ -165,10 +170,9 @@ impl WalStreamDecoder {
         };
         let record = match found {
             Found::InPiece { data, consumed } => {
-                let piece = self.input.front_mut().expect(FOUND);
-                let mut record = piece.split_to(consumed);
+                let mut record = self.piece.split_to(consumed);
                 record.truncate(data);
-                self.drop_empty_piece();
+                self.next_piece_if_empty();
                 record
             }
             Found::Gathered => self.partial.split().freeze(),
@@ -188,7 +192,7 @@ impl WalStreamDecoder {
     #[inline]
     pub fn record(&self) -> &[u8] {
         match self.lent {
-            Some(Found::InPiece { data, .. }) => &self.input.front().expect(FOUND)[..data],
+            Some(Found::InPiece { data, .. }) => &self.piece[..data],
             Some(Found::Gathered) => &self.partial,
             None => &[],
         }
@@ -202,8 +206,8 @@ impl WalStreamDecoder {
         }
         match self.lent.take() {
             Some(Found::InPiece { consumed, .. }) => {
-                self.input.front_mut().expect(FOUND).advance(consumed);
-                self.drop_empty_piece();
+                self.piece.advance(consumed);
+                self.next_piece_if_empty();
             }
             Some(Found::Gathered) => self.partial.clear(),
             None => {}
@@ -216,29 +220,17 @@ impl WalStreamDecoder {
     }
 
     fn advance(&mut self) -> Result<(), StreamError> {
-        while let Some(piece) = self.input.front_mut() {
-            if let Some(len) = self.scanner.pass_plain_record(piece) {
-                self.last_start = check_record(&self.scanner, &piece[..len])?;
-                self.last_end = self.scanner.position();
-                self.lent = Some(Found::InPiece {
-                    data: len,
-                    consumed: len.next_multiple_of(8),
-                });
-                return Ok(());
+        while !self.piece.is_empty() {
+            if let Some(len) = self.scanner.pass_plain_record(&self.piece) {
+                return self.found_in_piece(len, len.next_multiple_of(8));
             }
-            let step = self.scanner.step(piece)?;
+            let step = self.scanner.step(&self.piece)?;
             if step.outcome == Outcome::Done && self.partial.is_empty() {
-                self.last_start = check_record(&self.scanner, &piece[..step.data])?;
-                self.last_end = self.scanner.position();
-                self.lent = Some(Found::InPiece {
-                    data: step.data,
-                    consumed: step.consumed,
-                });
-                return Ok(());
+                return self.found_in_piece(step.data, step.consumed);
             }
-            self.partial.extend_from_slice(&piece[..step.data]);
-            piece.advance(step.consumed);
-            self.drop_empty_piece();
+            self.partial.extend_from_slice(&self.piece[..step.data]);
+            self.piece.advance(step.consumed);
+            self.next_piece_if_empty();
             match step.outcome {
                 Outcome::More => {}
                 Outcome::Abandoned => self.partial.clear(),
@@ -253,15 +245,22 @@ impl WalStreamDecoder {
         Ok(())
     }
 
-    fn drop_empty_piece(&mut self) {
-        if self.input.front().is_some_and(Bytes::is_empty) {
-            self.input.pop_front();
+    /// The scanner has passed a record of `data` bytes at the start of the piece.
+    #[inline]
+    fn found_in_piece(&mut self, data: usize, consumed: usize) -> Result<(), StreamError> {
+        self.last_start = check_record(&self.scanner, &self.piece[..data])?;
+        self.last_end = self.scanner.position();
+        self.lent = Some(Found::InPiece { data, consumed });
+        Ok(())
+    }
+
+    #[inline]
+    fn next_piece_if_empty(&mut self) {
+        if self.piece.is_empty() {
+            self.piece = self.behind.pop_front().unwrap_or_default();
         }
     }
 }
-
-/// Why there is a first piece.
-const FOUND: &str = "the record found lies in it";
 
 /// Where a whole record is.
 #[derive(Clone, Copy, Debug)]
