@@ -81,15 +81,16 @@ impl ItemId {
     };
 
     fn from_raw(raw: u32) -> Self {
+        let raw = RawItemId(raw);
         ItemId {
-            offset: (raw & 0x7fff) as u16,
-            state: match (raw >> 15) & 3 {
+            offset: raw.offset() as u16,
+            state: match raw.state() {
                 0 => ItemState::Unused,
                 1 => ItemState::Normal,
                 2 => ItemState::Redirect,
                 _ => ItemState::Dead,
             },
-            len: (raw >> 17) as u16,
+            len: raw.len() as u16,
         }
     }
 
@@ -105,6 +106,30 @@ impl ItemId {
     /// Where its bytes are; checked only when used.
     fn range(self) -> std::ops::Range<usize> {
         usize::from(self.offset)..usize::from(self.offset) + usize::from(self.len)
+    }
+}
+
+/// A line pointer as it stands in the page: 15 bits of offset, 2 of state, 15 of length. Loops over all of a page's do not take
+/// each apart.
+#[derive(Clone, Copy)]
+struct RawItemId(u32);
+
+impl RawItemId {
+    fn offset(self) -> u32 {
+        self.0 & 0x7fff
+    }
+
+    fn state(self) -> u32 {
+        self.0 >> 15 & 3
+    }
+
+    fn len(self) -> u32 {
+        self.0 >> 17
+    }
+
+    /// Where the next item towards the end of the page begins, if there is no gap.
+    fn aligned_end(self) -> u32 {
+        self.offset() + ((self.len() + 7) & !7)
     }
 }
 
@@ -326,6 +351,12 @@ impl<'a> Page<'a> {
     /// Where the item lies; it must have bytes, inside the page and behind the header.
     pub(crate) fn item_range(&self, offset: u16) -> Result<std::ops::Range<usize>, Fault> {
         let id = self.item_id(offset)?;
+        self.range_under(offset, id)
+    }
+
+    /// The same under the line pointer `id`, which has the number `offset`.
+    #[inline]
+    pub(crate) fn range_under(&self, offset: u16, id: ItemId) -> Result<std::ops::Range<usize>, Fault> {
         if !id.has_storage() {
             return Err(Fault::Item {
                 offset,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::fault::Fault;
-use crate::page::{Appender, ItemState, Page};
+use crate::page::{Appender, ItemId, ItemState, Page};
 
 /// Length of the fixed header in bytes (`SizeofHeapTupleHeader`); the null bitmap follows.
 pub(crate) const HEADER_LEN: usize = 23;
@@ -62,38 +62,49 @@ impl Tid {
 }
 
 /// A tuple on a page.
-pub(crate) struct HeapTuple<'a>(&'a mut [u8]);
+pub(crate) struct HeapTuple<'a> {
+    header: &'a mut [u8; HEADER_LEN],
+    /// Null bitmap, padding, and column values.
+    rest: &'a mut [u8],
+}
 
 impl<'a> HeapTuple<'a> {
     /// The tuple under a line pointer in normal use.
     pub fn of(page: &'a mut Page<'_>, offset: u16) -> Result<Self, Fault> {
-        if page.item_id(offset)?.state != ItemState::Normal {
+        let id = page.item_id(offset)?;
+        if id.state != ItemState::Normal {
             return Err(Fault::Item {
                 offset,
                 state: "is not in normal use",
             });
         }
-        Self::with_storage(page, offset)
+        Self::under(page, offset, id)
     }
 
     /// The tuple under any line pointer that has one.
     pub fn with_storage(page: &'a mut Page<'_>, offset: u16) -> Result<Self, Fault> {
-        let raw = page.item_mut(offset)?;
-        if raw.len() < HEADER_LEN {
-            return Err(Fault::Item {
+        let id = page.item_id(offset)?;
+        Self::under(page, offset, id)
+    }
+
+    #[inline]
+    fn under(page: &'a mut Page<'_>, offset: u16, id: ItemId) -> Result<Self, Fault> {
+        let range = page.range_under(offset, id)?;
+        let (header, rest) = page.bytes_mut()[range]
+            .split_first_chunk_mut()
+            .ok_or(Fault::Item {
                 offset,
                 state: "is too short for a tuple",
-            });
-        }
-        Ok(HeapTuple(raw))
+            })?;
+        Ok(HeapTuple { header, rest })
     }
 
     fn put<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
-        self.0[at..at + N].copy_from_slice(&bytes);
+        self.header[at..at + N].copy_from_slice(&bytes);
     }
 
     fn mask(&self, at: usize) -> u16 {
-        u16::from_le_bytes([self.0[at], self.0[at + 1]])
+        u16::from_le_bytes([self.header[at], self.header[at + 1]])
     }
 
     fn change_mask(&mut self, at: usize, clear: u16, set: u16) {
@@ -168,15 +179,15 @@ impl<'a> HeapTuple<'a> {
 
     /// Where the column values start, from the tuple's start.
     pub fn hoff(&self) -> usize {
-        usize::from(self.0[at::HOFF])
+        usize::from(self.header[at::HOFF])
     }
 
     /// The column values.
     pub fn into_body(self) -> Result<&'a mut [u8], Fault> {
-        let hoff = self.hoff();
-        self.0
-            .get_mut(hoff..)
-            .ok_or(Fault::Page("a tuple's header is longer than the tuple"))
+        let start = self.hoff().checked_sub(HEADER_LEN);
+        start
+            .and_then(|start| self.rest.get_mut(start..))
+            .ok_or(Fault::Page("a tuple's header has an impossible length"))
     }
 }
 

@@ -5,7 +5,8 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::{
-    FreeLines, HEADER_LEN, ITEM_ID_LEN, ItemId, ItemState, PAGE_SIZE, Page, PageBuf, item_id_at, maxalign,
+    FreeLines, HEADER_LEN, ITEM_ID_LEN, ItemId, ItemState, PAGE_SIZE, Page, PageBuf, RawItemId, item_id_at,
+    maxalign,
 };
 use crate::fault::Fault;
 
@@ -55,58 +56,92 @@ impl ItemsBounds {
 struct Run {
     /// Number of the first one.
     first: u16,
-    /// Where it ends.
+    /// Where the last one begins.
+    start: u16,
+    /// Where the first one ends.
     end: u16,
 }
 
-/// Items as runs, for as long as each item lies before the one with the number before: so they lie when first added.
-struct Runs {
-    bounds: ItemsBounds,
+/// What a look at a page's line pointers, one after the other, has shown.
+struct Lines {
+    /// The items, if they are in order. That of the last ones is still to be ended.
     runs: SmallVec<[Run; 32]>,
-    /// Where each run starts but the last one.
-    starts: SmallVec<[u16; 32]>,
-    /// Where the last item starts.
-    start: usize,
-    /// No item broke the order.
+    /// Number of the first item of the run under way, and where that ends.
+    run_first: u16,
+    run_end: u32,
+    /// Where the last item begins.
+    start: u32,
+    /// Whether each item lies before the one with the number before: so they lie when first added.
     in_order: bool,
+    /// Number of the last line pointer in use, 0 if there is none.
+    last_used: u16,
+    /// How many are not in use.
+    unused: u16,
 }
 
-impl Runs {
-    fn new(bounds: ItemsBounds) -> Self {
-        Runs {
-            bounds,
+/// Line pointers looked at in one step.
+const STEP: usize = 8;
+
+impl Lines {
+    fn new(end: usize) -> Self {
+        Lines {
             runs: SmallVec::new(),
-            starts: SmallVec::new(),
-            start: bounds.end,
+            run_first: 1,
+            run_end: end as u32,
+            start: end as u32,
             in_order: true,
+            last_used: 0,
+            unused: 0,
         }
     }
 
-    /// Adds the item with the next number.
+    /// Goes on with the next line pointers, of which `first` is the number of the first, if all are of items in the run under way;
+    /// gives whether they are. Most are, and to find that out for some at once takes no branches.
     #[inline]
-    fn add(&mut self, item: Kept) {
-        let end = item.end();
-        if end != self.start || self.runs.is_empty() {
-            self.begin(item.number, end);
+    fn go_on_in_run(&mut self, first: u16, raw: &[[u8; ITEM_ID_LEN]; STEP]) -> bool {
+        let ids = raw.map(|raw| RawItemId(u32::from_le_bytes(raw)));
+        let mut differing = ids[0].aligned_end() ^ self.start;
+        for index in 1..STEP {
+            differing |= ids[index].aligned_end() ^ ids[index - 1].offset();
         }
-        self.start = usize::from(item.offset);
+        for id in ids {
+            differing |= id.state() ^ ItemState::Normal as u32;
+        }
+        if differing != 0 {
+            return false;
+        }
+        self.last_used = first + STEP as u16 - 1;
+        self.start = ids[STEP - 1].offset();
+        true
     }
 
-    fn begin(&mut self, first: u16, end: usize) {
-        self.in_order &= end <= self.start;
-        if !self.runs.is_empty() {
-            self.starts.push(self.start as u16);
+    /// Goes on with the next line pointer; clears it if it is not in use.
+    #[inline]
+    fn add(&mut self, number: u16, raw: &mut [u8; ITEM_ID_LEN]) {
+        let id = RawItemId(u32::from_le_bytes(*raw));
+        if id.state() == ItemState::Unused as u32 {
+            *raw = ItemId::UNUSED.to_raw().to_le_bytes();
+            self.unused += 1;
+            return;
         }
+        self.last_used = number;
+        if id.len() == 0 {
+            return;
+        }
+        if id.aligned_end() != self.start {
+            self.in_order &= id.aligned_end() <= self.start;
+            self.end_run();
+            (self.run_first, self.run_end) = (number, id.aligned_end());
+        }
+        self.start = id.offset();
+    }
+
+    fn end_run(&mut self) {
         self.runs.push(Run {
-            first,
-            end: end as u16,
+            first: self.run_first,
+            start: self.start as u16,
+            end: self.run_end as u16,
         });
-    }
-
-    fn start(&self, run: usize) -> usize {
-        self.starts
-            .get(run)
-            .map_or(self.start, |start| usize::from(*start))
     }
 }
 
@@ -120,31 +155,15 @@ impl Page<'_> {
     pub(crate) fn repair_fragmentation(&mut self) -> Result<(), Fault> {
         self.check_aligned_pointers()?;
         let count = self.max_offset();
-        let bounds = self.items_bounds();
-        let mut runs = Runs::new(bounds);
-        let mut unused = 0;
-        let mut last_used = 0;
-        let (ids, _) = self.raw[HEADER_LEN..].as_chunks_mut::<ITEM_ID_LEN>();
-        for (number, raw) in (1..=count).zip(ids) {
-            let id = ItemId::from_raw(u32::from_le_bytes(*raw));
-            if id.state == ItemState::Unused {
-                *raw = ItemId::UNUSED.to_raw().to_le_bytes();
-                unused += 1;
-                continue;
-            }
-            last_used = number;
-            if id.has_storage() {
-                runs.add(bounds.kept(number, id)?);
-            }
-        }
-        if runs.in_order {
-            self.close_gaps(&runs, last_used);
+        let lines = self.look_at_lines();
+        if lines.in_order {
+            self.close_gaps(&lines);
         } else {
             self.compact(&self.kept_items(count)?)?;
         }
-        self.set_lower(HEADER_LEN + ITEM_ID_LEN * usize::from(last_used));
-        unused -= count - last_used;
-        self.set_has_free_lines(if unused > 0 {
+        self.set_lower(HEADER_LEN + ITEM_ID_LEN * usize::from(lines.last_used));
+        let dropped = count - lines.last_used;
+        self.set_has_free_lines(if lines.unused > dropped {
             FreeLines::Some
         } else {
             FreeLines::None
@@ -152,25 +171,53 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Moves runs of items towards the end of the items' part. The last line pointer in use has the number `last`.
-    fn close_gaps(&mut self, runs: &Runs, last: u16) {
-        let mut end = runs.bounds.end;
-        for (index, run) in runs.runs.iter().enumerate() {
-            let (start, run_end) = (runs.start(index), usize::from(run.end));
+    /// Looks at all line pointers; clears those that are not in use. The page's own pointers must have been checked.
+    fn look_at_lines(&mut self) -> Lines {
+        let bounds = self.items_bounds();
+        let mut lines = Lines::new(bounds.end);
+        let ids = HEADER_LEN..self.lower();
+        let mut number = 1;
+        let (steps, rest) = self.raw[ids]
+            .as_chunks_mut::<ITEM_ID_LEN>()
+            .0
+            .as_chunks_mut::<STEP>();
+        for step in steps {
+            if !lines.go_on_in_run(number, step) {
+                for (number, raw) in (number..).zip(step) {
+                    lines.add(number, raw);
+                }
+            }
+            number += STEP as u16;
+        }
+        for (number, raw) in (number..).zip(rest) {
+            lines.add(number, raw);
+        }
+        lines.end_run();
+        lines.in_order &= lines.start as usize >= bounds.start;
+        lines
+    }
+
+    /// Moves runs of items towards the end of the items' part. They must be in order.
+    fn close_gaps(&mut self, lines: &Lines) {
+        let mut end = self.special();
+        for (index, run) in lines.runs.iter().enumerate() {
+            let (start, run_end) = (usize::from(run.start), usize::from(run.end));
             let shift = end - run_end;
             end = start + shift;
             if shift == 0 {
                 continue;
             }
             self.raw.copy_within(start..run_end, end);
-            let behind = runs.runs.get(index + 1).map_or(last + 1, |next| next.first);
+            let behind = lines
+                .runs
+                .get(index + 1)
+                .map_or(lines.last_used + 1, |next| next.first);
             let ids = item_id_at(run.first)..item_id_at(behind);
             for raw in self.raw[ids].as_chunks_mut::<ITEM_ID_LEN>().0 {
-                let id = u32::from_le_bytes(*raw);
-                if ItemId::from_raw(id).has_storage() {
-                    // The offset stands in the lowest bits, and stays within the page.
-                    *raw = (id + shift as u32).to_le_bytes();
-                }
+                let id = RawItemId(u32::from_le_bytes(*raw));
+                // The offset stands in the lowest bits, and stays within the page.
+                let shift = if id.len() == 0 { 0 } else { shift as u32 };
+                *raw = (id.0 + shift).to_le_bytes();
             }
         }
         self.set_upper(end);

@@ -46,7 +46,33 @@ fn check(page: &Page<'_>, items: &BTreeMap<u16, Vec<u8>>) {
     assert_eq!(page.upper(), end);
 }
 
+/// A line pointer, mostly of an item that may well be there.
+fn line_pointer() -> impl Strategy<Value = u32> {
+    let item =
+        (0..1024u32, 0..4u32, 0..300u32).prop_map(|(at, state, len)| (at * 8) | (state << 15) | (len << 17));
+    prop_oneof![8 => item, 1 => any::<u32>(), 1 => Just(0)]
+}
+
 proptest! {
+    #[test]
+    fn damaged_line_pointers(ids in proptest::collection::vec(line_pointer(), 0..100), upper in 400..8192usize) {
+        let mut raw = [0; PAGE_SIZE];
+        let mut page = Page::new(&mut raw);
+        page.init(16);
+        page.set_lower(HEADER_LEN + ITEM_ID_LEN * ids.len());
+        page.set_upper(upper.max(page.lower()).min(page.special()));
+        for (number, id) in (1..).zip(&ids) {
+            page.put_u32(item_id_at(number), *id).unwrap();
+        }
+        let bounds = page.items_bounds();
+        let all_inside = (1..=page.max_offset()).all(|number| {
+            let id = page.item_id(number).unwrap();
+            id.state == ItemState::Unused || !id.has_storage() || bounds.kept(number, id).is_ok()
+        });
+        let repaired = page.repair_fragmentation();
+        prop_assert!(all_inside || repaired.is_err());
+    }
+
     #[test]
     fn items_are_packed_in_the_order_of_their_numbers(
         first in proptest::collection::vec(24..300usize, 1..60),
