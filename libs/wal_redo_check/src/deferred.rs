@@ -99,11 +99,6 @@ impl Deferred {
         self.take_in(page, change)
     }
 
-    /// A change was made without having been offered.
-    pub fn made(&mut self, page: u32) {
-        self.state(page).seen = self.clock;
-    }
-
     #[inline]
     fn state(&mut self, page: u32) -> &mut State {
         if page as usize >= self.states.len() {

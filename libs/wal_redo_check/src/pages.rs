@@ -142,16 +142,17 @@ impl Pages {
         }
     }
 
-    /// Where the page is, if it was changed before: good until pages are removed.
+    /// Number of the page's entry, if something is known of the pages around it: good until pages are removed.
     #[inline]
-    pub fn place(&mut self, tag: &PageTag) -> Option<u32> {
-        self.changed.get(tag)
+    pub fn entry(&mut self, tag: &PageTag) -> Option<u32> {
+        self.changed.entry(tag)
     }
 
-    /// The page at a place, for changing.
+    /// The page with this entry for changing, if it was changed before.
     #[inline]
-    pub fn at(&mut self, place: u32) -> &mut PageBuf {
-        self.slab.page(place)
+    pub fn at(&mut self, entry: u32) -> Option<&mut PageBuf> {
+        let place = self.changed.at(entry)?;
+        Some(self.slab.page(place))
     }
 
     /// The page for changing, if it is known.

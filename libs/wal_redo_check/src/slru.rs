@@ -28,6 +28,8 @@ use crate::report::Report;
 
 /// Changes of a page that may wait. Replaying many at a time is what redo is made for.
 const WAITING_MAX: usize = 128;
+/// Ends of transactions in one of them.
+const XIDS_MAX: usize = 1024;
 
 /// Pages changed so far.
 pub struct Slrus {
@@ -144,20 +146,21 @@ impl Slrus {
 
     /// Replays the end of a transaction. `xid` is that in the record's header.
     pub fn end_transaction(&mut self, end: Lsn, xid: u32, xact: &XactEnd) -> Result<()> {
-        let mut xids = xact.subxacts.clone();
-        xids.extend(Some(xact.twophase_xid.unwrap_or(xid)).filter(|xid| *xid != 0));
-        // Those of one page mostly stand together; in which order they are set does not matter.
-        for xids in xids.chunk_by(|a, b| a / CLOG_XACTS_PER_PAGE == b / CLOG_XACTS_PER_PAGE) {
-            let page = xids[0] / CLOG_XACTS_PER_PAGE;
-            let xids = xids.to_vec();
-            let change = match xact.outcome {
-                Outcome::Committed => WalRecord::ClogSetCommitted {
-                    xids,
-                    timestamp: xact.time,
-                },
-                Outcome::Aborted => WalRecord::ClogSetAborted { xids },
-            };
-            self.apply(SlruKind::Clog, page, end, change)?;
+        let own = Some(xact.twophase_xid.unwrap_or(xid)).filter(|xid| *xid != 0);
+        for xid in xact.subxacts.iter().copied().chain(own) {
+            let page = xid / CLOG_XACTS_PER_PAGE;
+            let state = self.pages.entry((SlruKind::Clog, page)).or_default();
+            if !state.join(end, xid, xact) {
+                let xids = vec![xid];
+                let change = match xact.outcome {
+                    Outcome::Committed => WalRecord::ClogSetCommitted {
+                        xids,
+                        timestamp: xact.time,
+                    },
+                    Outcome::Aborted => WalRecord::ClogSetAborted { xids },
+                };
+                self.apply(SlruKind::Clog, page, end, change)?;
+            }
         }
         Ok(())
     }
@@ -180,6 +183,27 @@ impl Slrus {
 }
 
 impl SlruPage {
+    /// Adds the end of a transaction to the change that waits last, if that is one of the same kind: in which order they are
+    /// set does not matter. Gives whether it is.
+    fn join(&mut self, end: Lsn, xid: u32, xact: &XactEnd) -> bool {
+        let Some((lsn, change)) = self.waiting.last_mut() else {
+            return false;
+        };
+        let xids = match (change, xact.outcome) {
+            (WalRecord::ClogSetCommitted { xids, timestamp }, Outcome::Committed)
+                if xids.len() < XIDS_MAX =>
+            {
+                *timestamp = xact.time.max(*timestamp);
+                xids
+            }
+            (WalRecord::ClogSetAborted { xids }, Outcome::Aborted) if xids.len() < XIDS_MAX => xids,
+            _ => return false,
+        };
+        xids.push(xid);
+        *lsn = end;
+        true
+    }
+
     fn catch_up(&mut self, base: &Path, kind: SlruKind, page: u32) -> Result<()> {
         if self.waiting.is_empty() {
             return Ok(());

@@ -53,9 +53,14 @@ impl<'a> CheckImages<'a> {
     /// Leaves the record without them.
     #[inline]
     pub fn take_from(record: &mut RecordRef<'a>) -> Self {
-        if record.blocks.iter().all(|block| block.image.is_none()) {
-            return CheckImages::default();
+        match record.blocks.iter().any(|block| block.image.is_some()) {
+            true => Self::take_some_from(record),
+            false => CheckImages::default(),
         }
+    }
+
+    #[inline(never)]
+    fn take_some_from(record: &mut RecordRef<'a>) -> Self {
         let blocks = record.blocks.iter_mut();
         CheckImages(
             blocks
@@ -72,7 +77,7 @@ impl<'a> CheckImages<'a> {
 
 pub struct Worker {
     pages: Pages,
-    /// Changes that wait, by the places of their pages.
+    /// Changes that wait, by the entries of their pages.
     deferred: Deferred,
     compare: Option<PathBuf>,
     /// Resource manager whose pages are compared; all if `None`.
@@ -131,16 +136,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Replays one block of a record at once and compares it with its image, if there is one. `place` is where its page
-    /// is, if that was found out.
+    /// Replays one block of a record at once and compares it with its image, if there is one. `entry` is that of its page,
+    /// if there is one.
     #[inline]
-    fn replay_now(&mut self, replay: &Replay<'_, '_>, place: Option<u32>) -> io::Result<()> {
+    fn replay_now(&mut self, replay: &Replay<'_, '_>, entry: Option<u32>) -> io::Result<()> {
         let (record, block) = (replay.record, replay.block());
         if replay.image.is_some() || block.image.is_some() {
             return self.replay_with_image(replay);
         }
-        let replayed = match place {
-            Some(place) => apply_to_block(self.pages.at(place), record, block, replay.end)
+        let replayed = match entry.and_then(|entry| self.pages.at(entry)) {
+            Some(page) => apply_to_block(page, record, block, replay.end)
                 .map_or_else(|error| self.fail(replay, &error, None), |()| Ok(true))?,
             None => self.redo(replay, PageTag::from(block), None)?,
         };

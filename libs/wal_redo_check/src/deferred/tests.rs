@@ -96,8 +96,7 @@ fn what_is_made_at_once() {
         "it is in the cache now"
     );
     assert_eq!(offer(&mut deferred, 8, &short, Origin::Nothing), When::Now);
-    deferred.made(9);
-    assert_eq!(offer(&mut deferred, 9, &short, Origin::Page), When::Now);
+    assert_eq!(offer(&mut deferred, 9, &long, Origin::Page), When::Now);
     deferred.clock += RECENT;
     assert_eq!(offer(&mut deferred, 9, &short, Origin::Page), When::Later);
     assert_eq!(

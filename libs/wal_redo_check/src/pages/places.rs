@@ -67,15 +67,30 @@ fn split(tag: &PageTag) -> (PageTag, usize) {
 }
 
 impl Places {
-    /// The page's place.
+    /// Number of the block's entry, whether or not its page has a place; `None` if nothing is known of its extent. It is good
+    /// until pages are forgotten.
     #[inline]
-    pub fn get(&mut self, tag: &PageTag) -> Option<u32> {
+    pub fn entry(&mut self, tag: &PageTag) -> Option<u32> {
         let (first, entry) = split(tag);
         let number = match self.recent.slot(&first) {
             Some((known, number)) if *known == first => *number,
             _ => self.find(&first)?,
         };
-        Some(self.entries[number as usize][entry]).filter(|place| *place != NONE)
+        Some(number * EXTENT_BLOCKS as u32 + entry as u32)
+    }
+
+    /// The place of the page with this entry.
+    #[inline]
+    pub fn at(&self, entry: u32) -> Option<u32> {
+        let place = self.entries.as_flattened()[entry as usize];
+        Some(place).filter(|place| *place != NONE)
+    }
+
+    /// The page's place.
+    #[inline]
+    pub fn get(&mut self, tag: &PageTag) -> Option<u32> {
+        let entry = self.entry(tag)?;
+        self.at(entry)
     }
 
     /// Gives a page a place; gives its former one.

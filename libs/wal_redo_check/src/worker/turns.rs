@@ -10,11 +10,9 @@ use crate::deferred::{Change, Origin, When};
 use crate::prefetch::prefetch;
 
 /// How many changes ahead their records are asked for.
-const RECORDS_AHEAD: usize = 6;
-/// Lines of a record asked for: most are not longer.
-const RECORD_LINES: usize = 2;
-/// Lines of a page asked for: header, and line pointers of rows of a hundred bytes.
-const PAGE_LINES: usize = 5;
+const RECORDS_AHEAD: usize = 12;
+/// Bytes of a record asked for: most are not longer.
+const RECORD_START: usize = 128;
 
 impl Worker {
     /// Replays one block of a record, at once or when it is its page's turn.
@@ -25,9 +23,9 @@ impl Worker {
             // Its pages are few, and are changed by records that do not name them, too.
             return self.replay_now(replay, None);
         }
-        let tag = PageTag::from(block);
-        let Some(place) = self.pages.place(&tag) else {
-            return self.replay_first(replay, &tag);
+        let Some(entry) = self.pages.entry(&PageTag::from(block)) else {
+            // The first change around there.
+            return self.replay_now(replay, None);
         };
         let change = Change {
             end: replay.end,
@@ -38,23 +36,14 @@ impl Worker {
             true => Origin::Nothing,
             false => Origin::Page,
         };
-        match self.deferred.offer(place, &change, origin) {
-            When::Now => self.replay_now(replay, Some(place)),
+        match self.deferred.offer(entry, &change, origin) {
+            When::Now => self.replay_now(replay, Some(entry)),
             When::Later => Ok(()),
             When::AfterAll => {
                 self.catch_up()?;
-                self.replay_now(replay, None)
+                self.replay_now(replay, Some(entry))
             }
         }
-    }
-
-    /// The first change of a page.
-    fn replay_first(&mut self, replay: &Replay<'_, '_>, tag: &PageTag) -> io::Result<()> {
-        self.replay_now(replay, None)?;
-        if let Some(place) = self.pages.place(tag) {
-            self.deferred.made(place);
-        }
-        Ok(())
     }
 
     /// Makes all changes that wait, page by page.
@@ -65,13 +54,15 @@ impl Worker {
         }
         let waiting = self.deferred.take();
         let mut pages = waiting.pages().peekable();
-        while let Some((_, changes)) = pages.next() {
-            if let Some((place, _)) = pages.peek() {
-                prefetch(self.pages.at(*place), PAGE_LINES);
+        while let Some((entry, changes)) = pages.next() {
+            // All of it: pruning, which most pages wait for, moves rows.
+            if let Some(page) = pages.peek().and_then(|(next, _)| self.pages.at(*next)) {
+                prefetch(page);
             }
             for number in changes {
-                prefetch(waiting.bytes(number + RECORDS_AHEAD), RECORD_LINES);
-                self.replay_deferred(&waiting.change(number))?;
+                let ahead = waiting.bytes(number + RECORDS_AHEAD);
+                prefetch(&ahead[..ahead.len().min(RECORD_START)]);
+                self.replay_deferred(entry, &waiting.change(number))?;
             }
         }
         drop(pages);
@@ -79,21 +70,18 @@ impl Worker {
         Ok(())
     }
 
-    fn replay_deferred(&mut self, change: &Change<'_>) -> io::Result<()> {
+    fn replay_deferred(&mut self, entry: u32, change: &Change<'_>) -> io::Result<()> {
         let Change { end, raw, block } = *change;
         let mut record = RecordRef::empty();
         record.read(raw).expect("it was read before");
         let image = CheckImages::take_from(&mut record).of(block);
-        // The page may have lost its place if a change before this one failed.
-        self.replay_now(
-            &Replay {
-                end,
-                raw,
-                record: &record,
-                index: block,
-                image,
-            },
-            None,
-        )
+        let replay = Replay {
+            end,
+            raw,
+            record: &record,
+            index: block,
+            image,
+        };
+        self.replay_now(&replay, Some(entry))
     }
 }
