@@ -135,15 +135,8 @@ async fn what_is_published_arrives_also_after_etcd_was_away() {
         .expect("the watch came back");
 }
 
-fn lease_ids(etcd: &Etcd) -> Vec<String> {
-    let output = Command::new("etcdctl")
-        .arg(format!("--endpoints=http://127.0.0.1:{}", etcd.port))
-        .args(["lease", "list"])
-        .env("ETCDCTL_API", "3")
-        .output()
-        .expect("etcdctl is installed");
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().skip(1).map(str::to_owned).collect()
+async fn number_of_leases(client: &mut etcd_client::Client) -> usize {
+    client.leases().await.unwrap().leases().len()
 }
 
 #[tokio::test]
@@ -159,10 +152,10 @@ async fn one_lease_is_kept_for_all_timelines_and_a_forgotten_one_vanishes() {
     for key in &keys[1..] {
         publisher.publish(*key, &info(1)).await.unwrap();
     }
-    assert_eq!(lease_ids(&etcd).len(), 1);
     let mut client = etcd_client::Client::connect([format!("http://127.0.0.1:{}", etcd.port)], None)
         .await
         .unwrap();
+    assert_eq!(number_of_leases(&mut client).await, 1);
     let mut count = async || {
         let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
         client.get("neon/", Some(options)).await.unwrap().count()
@@ -179,7 +172,7 @@ async fn one_lease_is_kept_for_all_timelines_and_a_forgotten_one_vanishes() {
     );
     // What is only kept lasts longer than the lease would have by itself.
     assert_eq!(count().await, 2);
-    assert_eq!(lease_ids(&etcd).len(), 1);
+    assert_eq!(number_of_leases(&mut client).await, 1);
 }
 
 fn won(election: Election) -> Leadership {
