@@ -129,7 +129,7 @@ impl RawItemId {
 
     /// Where the next item towards the end of the page begins, if there is no gap.
     fn aligned_end(self) -> u32 {
-        self.offset() + ((self.len() + 7) & !7)
+        self.offset() + maxalign(self.len() as usize) as u32
     }
 }
 

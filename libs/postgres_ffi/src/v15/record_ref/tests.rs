@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::v15::record::RecordHeader;
 
 /// A plain record of block 0 with so much data and main data.
 fn plain(flags: u8, data: &[u8], main_data: &[u8]) -> Vec<u8> {
